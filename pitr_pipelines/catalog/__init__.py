@@ -1,0 +1,1 @@
+"""What exists and what can be restored: layout, records, the manifest."""

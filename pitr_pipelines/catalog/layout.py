@@ -1,0 +1,65 @@
+"""Where everything lies under `backup_root`. Fixed: people script against these paths.
+
+Dates and hours in names are UTC, always. Names that start with a dot are locks and files being
+written; they are never artifacts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from pitr_pipelines.wal.hours import Hour
+
+BASE_RECORD = "backup.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths below one `backup_root`. Computing a path touches no disk."""
+
+    root: Path
+
+    def bases(self, database: str) -> Path:
+        return self.root / "base" / database
+
+    def base(self, database: str, day: date) -> Path:
+        return self.bases(database) / day.isoformat()
+
+    def base_record(self, database: str, day: date) -> Path:
+        return self.base(database, day) / BASE_RECORD
+
+    def base_lock(self, database: str) -> Path:
+        return self.bases(database) / ".lock"
+
+    def wal(self, database: str) -> Path:
+        return self.root / "wal" / database
+
+    def bundles(self, database: str) -> Path:
+        return self.root / "bundles" / database
+
+    def bundle(self, database: str, hour: Hour) -> Path:
+        return self.bundles(database) / f"{hour}.tar.gz"
+
+    def bundle_record(self, database: str, hour: Hour) -> Path:
+        return self.bundles(database) / f"{hour}.json"
+
+    def seal_record(self, database: str, hour: Hour) -> Path:
+        return self.bundles(database) / f"{hour}.seal.json"
+
+    def bundle_lock(self, database: str) -> Path:
+        return self.bundles(database) / ".lock"
+
+    @property
+    def manifest(self) -> Path:
+        return self.root / "manifests" / "restore-points.json"
+
+    @property
+    def manifest_lock(self) -> Path:
+        return self.root / "manifests" / ".lock"
+
+    @property
+    def archive_script(self) -> Path:
+        """The copy of wal-archive.sh that servers on this machine run."""
+        return self.root / "bin" / "wal-archive.sh"

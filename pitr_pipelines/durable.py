@@ -1,0 +1,117 @@
+"""Files that are either whole or absent, whatever happens in between.
+
+An artifact is published by: write under a temporary name, fsync, rename, fsync the directory. A
+temporary name starts with a dot, so that nothing here or in a shell glob takes it for an artifact.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from pitr_pipelines.errors import ArtifactBusy
+
+FILE_MODE = 0o640
+DIRECTORY_MODE = 0o750
+
+
+def fsync_file(path: Path) -> None:
+    """Make the content of a file durable."""
+    _fsync(path, os.O_RDONLY)
+
+
+def fsync_directory(path: Path) -> None:
+    """Make the entries of a directory durable."""
+    _fsync(path, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def sync_file_system(path: Path) -> None:
+    """Make everything on the file system that holds `path` durable, with one call."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if libc.syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(path))
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(path: Path) -> Path:
+    """Create a directory and its parents, durably, if they are not there yet."""
+    missing = []
+    while not path.is_dir():
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        with suppress(FileExistsError):
+            directory.mkdir(mode=DIRECTORY_MODE)
+        fsync_directory(directory.parent)
+    return missing[0] if missing else path
+
+
+def temporary_name(path: Path) -> Path:
+    """Return the name under which this process writes `path` before it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def replace_durably(temporary: Path, path: Path) -> None:
+    """Give a whole, fsynced file its final name, replacing what was there."""
+    os.replace(temporary, path)
+    fsync_directory(path.parent)
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Replace `path` with `content` so that a reader or a crash sees the old or the new, whole."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = temporary_name(path)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_durably(path: Path) -> None:
+    """Remove a file, if it is there, and make its absence durable."""
+    path.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, subject: str, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path` for the length of the block; the kernel frees it on any death.
+
+    `subject` names in the error what is being worked on. Raises ArtifactBusy when another process
+    holds the lock and `wait` is false.
+    """
+    make_directory(path.parent)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise ArtifactBusy(
+                f"another process is working on {subject} right now (it holds {path})",
+                remedy="Wait until it has finished, then ask again; nothing was changed.",
+            ) from None
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fsync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,220 @@
+"""pitr.yaml: what is backed up, where to, and when. Read once, validated, then never changed.
+
+Reading the settings touches no server and no directory but the file itself. They hold no
+password: those come the libpq way, or from an environment variable that is named here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from pitr_pipelines.errors import BadRequest, SettingsError
+
+CONFIG_VARIABLE = "PITR_CONFIG"
+DEFAULT_FILE = "pitr.yaml"
+
+_DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
+_PASSWORD_IN_DSN = re.compile(r"(?i)(^|[\s?&])password\s*=|^postgres(ql)?://[^/@\s]*:[^/@\s]*@")
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is not a time zone; write it as Europe/Paris or UTC") from None
+    return name
+
+
+def _cron(expression: str) -> str:
+    if len(expression.split()) != 5:
+        raise ValueError(f"{expression!r} is not a cron expression of five fields, such as '0 3 * * *'")
+    return expression
+
+
+def _without_password(dsn: str) -> str:
+    if _PASSWORD_IN_DSN.search(dsn):
+        raise ValueError(
+            "holds a password; take it out and use PGPASSFILE, a service file, or name an "
+            "environment variable that holds it in `password_env`"
+        )
+    return dsn
+
+
+TimeZone = Annotated[str, AfterValidator(_time_zone)]
+Cron = Annotated[str, AfterValidator(_cron)]
+Dsn = Annotated[str, AfterValidator(_without_password)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatabaseSettings(_Model):
+    """One PostgreSQL cluster under backup."""
+
+    dsn: Dsn = Field(description="libpq connection string of the backup role, without a password")
+    password_env: str | None = Field(
+        default=None, description="environment variable that holds the role's password"
+    )
+    archive_directory: str | None = Field(
+        default=None,
+        description="the WAL archive's directory as the server sees it, where that is not "
+        "<backup_root>/wal/<database>",
+    )
+    archive_script: str | None = Field(
+        default=None,
+        description="wal-archive.sh as the server sees it; default: a copy that init-db puts at "
+        "<backup_root>/bin/wal-archive.sh",
+    )
+    archive_timeout_s: int = Field(
+        default=60, ge=0, le=86400, description="archive_timeout that init-db sets, in seconds"
+    )
+
+
+class Schedules(_Model):
+    """When the schedules fire: cron expressions in `timezone`."""
+
+    base_backup: Cron = "0 3 * * *"
+    bundle: Cron = "1 * * * *"
+
+
+class BaseBackupSettings(_Model):
+    """How base backups are taken."""
+
+    compression: Literal["auto", "zstd", "gzip", "lz4", "none"] = Field(
+        default="auto", description="auto: zstd where pg_basebackup was built with it, else gzip"
+    )
+    workers: int = Field(default=2, ge=1, le=64, description="compression threads (zstd)")
+    fast_checkpoint: bool = Field(
+        default=True, description="start at once with an immediate checkpoint, or wait for the next"
+    )
+
+
+class BundleSettings(_Model):
+    """How hours of WAL are bundled."""
+
+    workers: int | None = Field(default=None, ge=1, le=64, description="threads; default: every core")
+    archive_wait_s: float = Field(
+        default=60.0, gt=0, description="how long to wait for a sealed segment to arrive in the archive"
+    )
+    keep_raw_hours: int = Field(
+        default=2,
+        ge=0,
+        description="hours for which raw segments stay after the bundle that holds them was verified",
+    )
+
+
+class Settings(_Model):
+    """Everything in pitr.yaml."""
+
+    backup_root: Path = Field(description="the storage of DESIGN's layout: base/ wal/ bundles/ manifests/")
+    restore_root: Path = Field(description="where restores create their new directories")
+    timezone: TimeZone = Field(
+        default="UTC", description="zone of times given without an offset, and of the schedules"
+    )
+    first_day: date = Field(default=date(2026, 1, 1), description="first day of the Dagster partitions (UTC)")
+    databases: dict[str, DatabaseSettings] = Field(min_length=1)
+    schedules: Schedules = Schedules()
+    base_backup: BaseBackupSettings = BaseBackupSettings()
+    bundle: BundleSettings = BundleSettings()
+    binaries: dict[int, Path] = Field(
+        default_factory=dict,
+        description="PostgreSQL's bin directory for a major version: {17: /opt/pg17/bin}",
+    )
+    run_as: str | None = Field(
+        default=None,
+        description="system user that restored servers run as when this runs as root; "
+        "default: postgres, else nobody",
+    )
+
+    @model_validator(mode="after")
+    def _check_database_names(self) -> Settings:
+        keys: dict[str, str] = {}
+        for name in self.databases:
+            if not _DATABASE_NAME.fullmatch(name):
+                raise ValueError(
+                    f"databases.{name}: a name starts with a lower-case letter, goes on with a-z, 0-9, "
+                    "- or _, and has at most 40 characters, because it becomes a path and an asset key"
+                )
+            other = keys.setdefault(asset_name(name), name)
+            if other != name:
+                raise ValueError(f"databases.{name}: gives the same asset key as {other}; rename one")
+        return self
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.timezone)
+
+    def database(self, name: str) -> DatabaseSettings:
+        """Return one database's settings. Raises BadRequest, naming those configured."""
+        try:
+            return self.databases[name]
+        except KeyError:
+            raise BadRequest(
+                f"there is no database {name!r} in the settings",
+                remedy=f"Configured are: {', '.join(sorted(self.databases))}.",
+            ) from None
+
+
+def asset_name(database: str) -> str:
+    """Return a database's name as it stands in asset keys and groups: `order_db`."""
+    return database.replace("-", "_")
+
+
+def load_settings(path: Path | str | None = None) -> Settings:
+    """Read the settings from `path`, else from the file in $PITR_CONFIG, else from ./pitr.yaml.
+
+    Relative paths in it are taken from the file's own directory. Raises SettingsError, which names
+    the key that does not fit.
+    """
+    file = Path(path or os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
+    try:
+        text = file.read_text()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read the settings {file}: {error.strerror}",
+            remedy=f"Write one (pitr.yaml in the repository is a commented example) and name it in "
+            f"{CONFIG_VARIABLE} or with --config.",
+        ) from None
+    try:
+        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{file} is not YAML: {error}", remedy="Correct the line it names.") from None
+    if not isinstance(values, dict):
+        raise SettingsError(
+            f"{file} holds no settings", remedy="It needs at least backup_root, restore_root and databases."
+        )
+    return parse_settings(values, source=file)
+
+
+def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
+    """Validate settings that were read from `source`. Raises SettingsError."""
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        # Never pydantic's own text: it prints the value, which may be a connection string.
+        problems = [
+            f"{'.'.join(str(part) for part in problem['loc']) or 'settings'}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
+        ]
+        raise SettingsError(
+            f"{source} has {'a value that does' if len(problems) == 1 else 'values that do'} not fit:\n  "
+            + "\n  ".join(problem.replace("Value error, ", "") for problem in problems),
+            remedy="Correct the keys named above; docs and the example pitr.yaml list what each takes.",
+        ) from None
+    here = source.resolve().parent
+    return settings.model_copy(
+        update={
+            "backup_root": here / settings.backup_root,
+            "restore_root": here / settings.restore_root,
+            "binaries": {major: here / path for major, path in settings.binaries.items()},
+        }
+    )

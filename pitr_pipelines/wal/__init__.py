@@ -1,0 +1,1 @@
+"""Write-ahead log: segment names and LSNs, timelines, the archive, bundles."""
