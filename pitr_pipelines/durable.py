@@ -61,7 +61,7 @@ def temporary_name(path: Path) -> Path:
 
 def replace_durably(temporary: Path, path: Path) -> None:
     """Give a whole, fsynced file its final name, replacing what was there."""
-    os.replace(temporary, path)
+    temporary.replace(path)
     fsync_directory(path.parent)
 
 

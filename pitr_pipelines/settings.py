@@ -185,7 +185,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
             f"{CONFIG_VARIABLE} or with --config.",
         ) from None
     try:
-        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except yaml.YAMLError as error:
         raise SettingsError(f"{file} is not YAML: {error}", remedy="Correct the line it names.") from None
     if not isinstance(values, dict):

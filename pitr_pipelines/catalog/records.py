@@ -8,7 +8,7 @@ again gives the same bytes.
 from __future__ import annotations
 
 import json
-from datetime import UTC, date, datetime
+from datetime import UTC, date
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -20,7 +20,6 @@ from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import Lsn, SegmentName, WalFileKind, check_segment_size
 
-FORMAT = 1
 Moment = Annotated[AwareDatetime, AfterValidator(lambda moment: moment.astimezone(UTC))]
 SegmentSize = Annotated[int, AfterValidator(check_segment_size)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -33,7 +32,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = FORMAT
+    format: Literal[1] = 1
     database: str
 
 
