@@ -120,12 +120,16 @@ class BundleState(StrEnum):
 
 
 class WalRun(BaseModel):
-    """Consecutive segments of one timeline, from `first` to `last`, both included."""
+    """Consecutive segments of one timeline, from `first` to `last`, both included.
+
+    `closed_at` is the preserved mtime of `last`: when the server last wrote it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     first: SegmentName
     last: SegmentName
+    closed_at: Moment
 
     @property
     def timeline(self) -> int:
@@ -152,8 +156,7 @@ class BundleMember(BaseModel):
 class BundleRecord(Record):
     """One hour of WAL of one database. `file` is None when the hour had none.
 
-    `runs` says which segments there are, `members` where each lies in the file. `closed_at` is the
-    preserved mtime of the newest segment.
+    `runs` says which segments there are, `members` where each lies in the file.
     """
 
     kind: Literal["bundle"] = "bundle"
@@ -163,7 +166,6 @@ class BundleRecord(Record):
     wal_segment_size: SegmentSize | None
     seal: SealRecord | None
     runs: tuple[WalRun, ...]
-    closed_at: Moment | None
     file: FileDigest | None
     members: tuple[BundleMember, ...]
 

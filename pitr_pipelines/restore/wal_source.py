@@ -1,0 +1,140 @@
+"""Where each WAL file that a restore needs lies: in a bundle, in the raw archive, or in a base.
+
+A place says only where to look; whether what lies there is whole is checked before a restore
+touches anything, and again when the file is read.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from pitr_pipelines.catalog.coverage import sections
+from pitr_pipelines.catalog.inventory import Inventory
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.records import (
+    BaseRecord,
+    BundleMember,
+    BundleRecord,
+    BundleState,
+    read_record,
+)
+from pitr_pipelines.wal.archive import ArchivedFile
+from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.lsn import SegmentName
+from pitr_pipelines.wal.timelines import TimelineHistory
+
+
+@dataclass(frozen=True, slots=True)
+class InBundle:
+    """A member of the bundle of `hour`."""
+
+    hour: Hour
+    member: BundleMember
+
+    def __str__(self) -> str:
+        return f"bundle {self.hour}"
+
+
+@dataclass(frozen=True, slots=True)
+class InArchive:
+    """A raw file in the WAL archive."""
+
+    file: ArchivedFile
+
+    def __str__(self) -> str:
+        return "raw archive"
+
+
+@dataclass(frozen=True, slots=True)
+class InBase:
+    """A segment that the base backup of `day` carries in its pg_wal.tar."""
+
+    day: date
+
+    def __str__(self) -> str:
+        return f"base {self.day}"
+
+
+Place = InBundle | InArchive | InBase
+
+
+@dataclass(frozen=True, slots=True)
+class WalSegment:
+    """A segment that recovery needs; `closed_at` is when the server last wrote it."""
+
+    name: SegmentName
+    closed_at: datetime
+    place: Place
+
+
+class WalIndex:
+    """Finds segments of one database. Reads a bundle's full record only when it is asked for."""
+
+    def __init__(self, layout: Layout, inventory: Inventory) -> None:
+        self._layout = layout
+        self._inventory = inventory
+        self._raw = {file.name: file for file in inventory.raw}
+        self._members: dict[Hour, dict[str, BundleMember]] = {}
+        runs = [
+            (run.first, run.last, entry.state is BundleState.OPEN, entry.hour)
+            for entry in inventory.bundles
+            for run in entry.runs
+        ]
+        self._runs = sorted(runs)
+
+    def find(self, segment: SegmentName, base: BaseRecord) -> WalSegment | None:
+        """Return where a segment lies for a restore from `base`, or None.
+
+        What the base carries is preferred, because it is unpacked with it; then closed bundles,
+        whose bytes are on record; then raw files, open bundles, and other bases.
+        """
+        if _carries(base, segment):
+            return WalSegment(segment, base.ended_at, InBase(base.day))
+        bundled = self._bundled(segment)
+        raw = self._raw.get(str(segment))
+        if bundled is not None and (raw is None or not bundled[1]):
+            hour = bundled[0]
+            member = self._load(hour).get(str(segment))
+            if member is not None:
+                return WalSegment(segment, member.closed_at, InBundle(hour, member))
+        if raw is not None:
+            return WalSegment(segment, raw.closed_at, InArchive(raw))
+        for other in self._inventory.bases:
+            if _carries(other, segment):
+                return WalSegment(segment, other.ended_at, InBase(other.day))
+        return None
+
+    def chain(self, base: BaseRecord, branch: TimelineHistory) -> Iterator[WalSegment]:
+        """Yield the segments from the base's first on, along a branch, until one is missing."""
+        size = base.wal_segment_size
+        number = base.first_segment.number(size)
+        for section in sections(branch, base.timeline, size):
+            while section.last is None or number <= section.last:
+                found = self.find(SegmentName.numbered(number, section.timeline, size), base)
+                if found is None:
+                    return
+                yield found
+                number += 1
+
+    def _bundled(self, segment: SegmentName) -> tuple[Hour, bool] | None:
+        """Return the hour of the bundle that holds a segment, and whether it is still open."""
+        at = bisect_right(self._runs, segment, key=lambda run: run[0])
+        best: tuple[Hour, bool] | None = None
+        # Open bundles may overlap closed ones, so look back over the few runs that can matter.
+        for _first, last, is_open, hour in reversed(self._runs[max(0, at - 4) : at]):
+            if segment <= last and (best is None or best[1]):
+                best = (hour, is_open)
+        return best
+
+    def _load(self, hour: Hour) -> dict[str, BundleMember]:
+        if hour not in self._members:
+            record = read_record(self._layout.bundle_record(self._inventory.database, hour), BundleRecord)
+            self._members[hour] = {member.name: member for member in record.members}
+        return self._members[hour]
+
+
+def _carries(base: BaseRecord, segment: SegmentName) -> bool:
+    return base.first_segment <= segment <= base.last_segment

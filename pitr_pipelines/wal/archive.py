@@ -1,0 +1,129 @@
+"""The WAL archive of one database: the raw files that wal-archive.sh put into `wal/<database>/`.
+
+Reading it never changes it. A file that has a temporary or foreign name does not exist for us; a
+segment that is not what its name says is an error that names the file, never a quiet omission.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from pitr_pipelines.errors import ArtifactDamaged
+from pitr_pipelines.wal.lsn import Lsn, SegmentName, WalFileKind, check_segment_size, classify
+from pitr_pipelines.wal.timelines import TimelineHistory
+
+LONG_HEADER_BYTES = 40
+_LONG_HEADER = struct.Struct("=HHIQI4xQII")
+_FLAG_LONG_HEADER = 0x0002
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class ArchivedFile:
+    """One raw file; `closed_at` is its preserved mtime, when the server last wrote it."""
+
+    path: Path
+    kind: WalFileKind
+    size_bytes: int
+    closed_at: datetime
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def segment(self) -> SegmentName:
+        """The segment's name. Raises ValueError if this is no whole segment."""
+        return SegmentName.parse(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentHeader:
+    """What the first page of a segment says about it."""
+
+    system_identifier: str
+    segment_size: int
+    timeline: int
+    start: Lsn
+
+
+def scan_archive(directory: Path) -> list[ArchivedFile]:
+    """List a WAL archive by name. A directory that is not there yet is an empty archive."""
+    try:
+        entries = os.scandir(directory)
+    except FileNotFoundError:
+        return []
+    files = []
+    with entries:
+        for entry in entries:
+            kind = classify(entry.name)
+            if kind is None or not entry.is_file(follow_symlinks=False):
+                continue
+            try:
+                status = entry.stat(follow_symlinks=False)
+            except FileNotFoundError:  # pruned since the directory was read
+                continue
+            files.append(ArchivedFile(Path(entry.path), kind, status.st_size, _moment(status.st_mtime_ns)))
+    return sorted(files, key=lambda file: file.name)
+
+
+def parse_header(first_bytes: bytes | bytearray | memoryview, path: Path) -> SegmentHeader:
+    """Read a segment's long page header. Raises ArtifactDamaged if there is none."""
+    if len(first_bytes) >= LONG_HEADER_BYTES:
+        _magic, info, timeline, page, _rest, identifier, size, _block = _LONG_HEADER.unpack(
+            first_bytes[:LONG_HEADER_BYTES]
+        )
+        if info & _FLAG_LONG_HEADER:
+            try:
+                return SegmentHeader(str(identifier), check_segment_size(size), timeline, Lsn(page))
+            except ValueError:
+                pass
+    raise ArtifactDamaged(
+        f"{path} does not begin like a WAL segment",
+        remedy="If the server's pg_wal, a bundle or another copy still has this segment, put that in its "
+        "place; otherwise take a new base backup, because recovery cannot pass this point.",
+    )
+
+
+def read_header(path: Path) -> SegmentHeader:
+    """Read the header of a segment file. Raises ArtifactDamaged if it has none."""
+    with path.open("rb") as file:
+        return parse_header(file.read(LONG_HEADER_BYTES), path)
+
+
+def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
+    """Check that a segment is the one its name says, and whole. Raises ArtifactDamaged."""
+    name = SegmentName.parse(path.name.split(".")[0])
+    problem = None
+    if size_bytes != header.segment_size:
+        problem = f"has {size_bytes} bytes where its header says {header.segment_size}"
+    elif header.start != name.start(header.segment_size):
+        problem = f"holds the WAL from {header.start}, not from {name.start(header.segment_size)}"
+    elif header.timeline > name.timeline:
+        # A segment copied at a switch keeps the ancestor's number on its first page.
+        problem = f"was written on timeline {header.timeline}"
+    if problem:
+        raise ArtifactDamaged(
+            f"the archived segment {path} {problem}",
+            remedy="If the server's pg_wal or another copy still has it whole, put that in its place; "
+            "otherwise take a new base backup, because recovery cannot pass this point.",
+        )
+
+
+def read_history(path: Path) -> TimelineHistory:
+    """Read a timeline history file. Raises ArtifactDamaged if it is not one."""
+    try:
+        return TimelineHistory.parse(int(path.name[:8], 16), path.read_text("utf-8"))
+    except ValueError as error:
+        raise ArtifactDamaged(
+            f"{path} is not a timeline history file: {error}",
+            remedy="Copy it again from pg_wal of a server that is on this timeline.",
+        ) from None
+
+
+def _moment(mtime_ns: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=mtime_ns // 1000)

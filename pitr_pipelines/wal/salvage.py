@@ -1,0 +1,68 @@
+"""A bundle file without a record: what a crash between the two leaves behind.
+
+Its hour counts as not bundled, but the file may hold the only copy of WAL whose raw files were
+pruned. So its members go back into the archive, from where the hour is bundled again.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+from isal import igzip
+
+from pitr_pipelines import durable
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.errors import ArtifactDamaged
+from pitr_pipelines.wal.bundle_file import UNPACKING_ERRORS
+from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.lsn import classify
+
+
+def return_to_archive(layout: Layout, database: str, hour: Hour) -> int:
+    """Put the members of an hour's recordless bundle back into the archive; return how many.
+
+    Files that the archive has are left alone. The caller holds the database's bundle lock. Raises
+    ArtifactDamaged if the file cannot be read to its end.
+    """
+    bundle = layout.bundle(database, hour)
+    if layout.bundle_record(database, hour).exists() or not bundle.exists():
+        return 0
+    wal = durable.make_directory(layout.wal(database))
+    returned = 0
+    try:
+        with igzip.IGzipFile(bundle, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
+            for entry in tar:
+                target = wal / entry.name
+                if classify(entry.name) is None or not entry.isreg() or target.exists():
+                    continue
+                content = tar.extractfile(entry)
+                assert content is not None
+                _put(target, content.read(), _mtime_ns(entry))
+                returned += 1
+    except (tarfile.TarError, OSError, *UNPACKING_ERRORS) as error:
+        raise ArtifactDamaged(
+            f"the bundle {bundle} has no record and cannot be read: {error}",
+            remedy="If the raw segments of this hour are still in the WAL archive, remove this file and "
+            "bundle the hour again; otherwise put back a good copy of the bundle with its record.",
+        ) from None
+    return returned
+
+
+def _mtime_ns(entry: tarfile.TarInfo) -> int:
+    seconds, _, fraction = str(entry.pax_headers.get("mtime", entry.mtime)).partition(".")
+    return int(seconds) * 1_000_000_000 + int(fraction[:9].ljust(9, "0"))
+
+
+def _put(target: Path, content: bytes, mtime_ns: int) -> None:
+    temporary = durable.temporary_name(target)
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))
+            os.fsync(file.fileno())
+        durable.replace_durably(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
