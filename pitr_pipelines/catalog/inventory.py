@@ -7,9 +7,9 @@ already seen are remembered by size and mtime, and the work grows with what is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from datetime import date, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -137,6 +137,15 @@ class Inventory:
         if timeline is None:
             return None
         return self.histories.get(timeline, TimelineHistory(timeline))
+
+    def without(self, artifacts: Collection[date | Hour | str]) -> Inventory:
+        """Return what is left without some bases (by day), bundles (by hour) and raw files (by name)."""
+        return replace(
+            self,
+            bases=tuple(base for base in self.bases if base.day not in artifacts),
+            bundles=tuple(entry for entry in self.bundles if entry.hour not in artifacts),
+            raw=tuple(file for file in self.raw if file.name not in artifacts),
+        )
 
     def windows(self, *, raw: bool = True) -> tuple[list[Window], list[Gap]]:
         """Return the spans that can be restored, oldest first, and the gaps that end them."""

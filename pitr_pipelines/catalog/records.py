@@ -74,7 +74,7 @@ class BaseRecord(Record):
     ended_at: Moment
     wal_segment_size: SegmentSize
     data_checksums: bool
-    compression: Literal["zstd", "gzip", "lz4", "none"]
+    compression: Literal["zstd", "gzip", "none"]
     uncompressed_bytes: int
     tablespaces: tuple[Tablespace, ...] = ()
     files: tuple[FileDigest, ...]

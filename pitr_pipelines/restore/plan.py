@@ -63,7 +63,10 @@ Stop = StopAtTime | StopAtEnd
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a restore will do: from `base`, replay `segments` along `branch`, until `stop`."""
+    """What a restore will do: from `base`, replay `segments` along `branch`, until `stop`.
+
+    `notes` says, in a line each, what the person who asked should know.
+    """
 
     database: str
     target: Target
@@ -71,6 +74,7 @@ class Plan:
     branch: TimelineHistory
     segments: tuple[WalSegment, ...]
     stop: Stop
+    notes: tuple[str, ...] = ()
 
     @property
     def wal_bytes(self) -> int:
@@ -195,7 +199,7 @@ class _Planner:
         return NotRestorable(
             f"{self.target} cannot be reached: {what} of {self.inventory.database} "
             f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
-            "every bundle",
+            "every bundle" + "".join(f"\n  {problem}" for problem in self.inventory.problems),
             remedy=self._offer(moment),
             nearest=self._nearest(moment),
         )

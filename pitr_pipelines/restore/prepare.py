@@ -1,0 +1,113 @@
+"""From a request to a plan that is known to be good: the part of a restore that changes nothing.
+
+What this may do to the source server, if it answers, is seal it, so that its last minutes can be
+restored; with `seal` false it does not even that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from pitr_pipelines import durable
+from pitr_pipelines.catalog.inventory import Inventory, read_inventory
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.errors import NotRestorable, PitrError
+from pitr_pipelines.postgres.binaries import Binaries, find_binaries
+from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore.integrity import find_damage
+from pitr_pipelines.restore.plan import NotCovered, Plan, make_plan
+from pitr_pipelines.restore.probe import waldump_probe
+from pitr_pipelines.restore.target import LatestTarget, Target
+from pitr_pipelines.restore.wal_source import WalIndex
+from pitr_pipelines.settings import Settings
+from pitr_pipelines.wal.sealing import seal_now
+
+
+def plan_restore(
+    settings: Settings,
+    database: str,
+    target: Target,
+    *,
+    timeline: int | None = None,
+    seal: bool = True,
+    check: bool = True,
+    now: datetime | None = None,
+    report: Report = silent,
+) -> Plan:
+    """Plan a restore and check everything it needs, touching nothing.
+
+    When the archive does not cover a recent target yet, or the latest moment is asked for, the
+    source is sealed first, if `seal` and if it answers. With `check`, every artifact of the plan is
+    read and compared with its record; a damaged one is passed over if the target can be reached
+    without it, and the plan's notes say so. `now` is injected by tests. Raises NotRestorable, which
+    says what is missing or damaged and what can be restored, or BadRequest.
+    """
+    settings.database(database)
+    layout = Layout(settings.backup_root)
+    asked_at = now or datetime.now(UTC)
+    unsealed: PitrError | None = None
+    if seal and isinstance(target, LatestTarget):
+        unsealed = _try_to_seal(settings, layout, database)
+    inventory = read_inventory(layout, database)
+    try:
+        plan = _plan(settings, layout, inventory, target, asked_at, timeline)
+    except NotCovered as refusal:
+        unsealed = _try_to_seal(settings, layout, database) if seal else None
+        if not seal or unsealed is not None:
+            raise _with_reason(refusal, unsealed) from None
+        inventory = read_inventory(layout, database)
+        plan = _plan(settings, layout, inventory, target, asked_at, timeline)
+    notes = () if unsealed is None else (f"the source could not be sealed first: {unsealed.what}",)
+    found: list[str] = []
+    while check and (damage := list(find_damage(layout, plan, report))):
+        found += [part.problem for part in damage]
+        inventory = inventory.without({part.artifact for part in damage})
+        try:
+            plan = _plan(settings, layout, inventory, target, asked_at, timeline)
+        except NotRestorable as refusal:
+            raise NotRestorable(
+                f"{target} cannot be reached, because what the restore needs is damaged:\n  "
+                + "\n  ".join(found),
+                remedy=refusal.remedy,
+                nearest=refusal.nearest,
+            ) from None
+    return replace(plan, notes=notes + tuple(f"passed over, because damaged: {what}" for what in found))
+
+
+def _plan(
+    settings: Settings,
+    layout: Layout,
+    inventory: Inventory,
+    target: Target,
+    now: datetime,
+    timeline: int | None,
+) -> Plan:
+    def binaries() -> Binaries:
+        return find_binaries(inventory.bases[-1].major, settings.binaries)
+
+    index = WalIndex(layout, inventory)
+    with waldump_probe(layout, inventory.database, inventory.segment_size or 1, binaries) as probe:
+        return make_plan(inventory, index, target, probe, now=now, zone=settings.zone, timeline=timeline)
+
+
+def _try_to_seal(settings: Settings, layout: Layout, database: str) -> PitrError | None:
+    """Seal the database now; return why that could not be done."""
+    try:
+        with durable.exclusive_lock(layout.bundle_lock(database), subject=f"{database}'s bundles", wait=True):
+            seal_now(settings, layout, database, datetime.now(UTC))
+    except PitrError as error:
+        return error
+    except OSError as error:
+        return PitrError(f"cannot write to {layout.root}: {error.strerror}", remedy="Check the volume.")
+    return None
+
+
+def _with_reason(refusal: NotCovered, unsealed: PitrError | None) -> NotRestorable:
+    if unsealed is None:
+        return refusal
+    return NotCovered(
+        f"{refusal.what}, and the database could not be sealed to cover it: {unsealed.what}",
+        remedy=refusal.remedy,
+        nearest=refusal.nearest,
+    )
