@@ -89,7 +89,7 @@ class Schedules(_Model):
 class BaseBackupSettings(_Model):
     """How base backups are taken."""
 
-    compression: Literal["auto", "zstd", "gzip", "lz4", "none"] = Field(
+    compression: Literal["auto", "zstd", "gzip", "none"] = Field(
         default="auto", description="auto: zstd where pg_basebackup was built with it, else gzip"
     )
     workers: int = Field(default=2, ge=1, le=64, description="compression threads (zstd)")

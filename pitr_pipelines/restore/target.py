@@ -83,3 +83,23 @@ def show_moment(moment: datetime, zone: ZoneInfo) -> str:
     shown = local.isoformat(sep=" ")
     utc = moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
     return shown if zone.key == "UTC" else f"{shown} ({utc} UTC)"
+
+
+def parse_target(
+    zone: ZoneInfo, *, time: str | None = None, hour: str | None = None, latest: bool = False
+) -> Target:
+    """Return the one target that was asked for. Raises BadRequest for none or several."""
+    asked = [name for name, given in (("a time", time), ("an hour", hour), ("latest", latest)) if given]
+    if len(asked) != 1:
+        raise BadRequest(
+            "no target is given" if not asked else f"several targets are given: {', '.join(asked)}",
+            remedy="Give one: a time such as '2026-01-29 14:30:00', an hour such as 2026-01-29-14, or latest.",
+        )
+    if time is not None:
+        return TimeTarget(parse_moment(time, zone))
+    if hour is not None:
+        try:
+            return HourTarget(Hour.parse(hour))
+        except ValueError as error:
+            raise BadRequest(str(error), remedy="Hours are in UTC; `pitr status` lists them.") from None
+    return LatestTarget()
