@@ -93,7 +93,7 @@ def parse_target(
     if len(asked) != 1:
         raise BadRequest(
             "no target is given" if not asked else f"several targets are given: {', '.join(asked)}",
-            remedy="Give one: a time such as '2026-01-29 14:30:00', an hour such as 2026-01-29-14, or latest.",
+            remedy="Give one: a time ('2026-01-29 14:30:00'), an hour (2026-01-29-14), or latest.",
         )
     if time is not None:
         return TimeTarget(parse_moment(time, zone))
