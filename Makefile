@@ -71,8 +71,9 @@ $(VENV)/postgresql/%/.installed: requirements/postgres-%.txt $(VENV)/.base
 	@touch $@
 
 pins:
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --output-file requirements/base.txt pyproject.toml requirements/build.in
-	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group dev --constraints requirements/base.txt --output-file requirements/dev.txt \
 		pyproject.toml requirements/build.in
+	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt
