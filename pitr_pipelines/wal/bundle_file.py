@@ -127,11 +127,16 @@ def entry_for(name: str, size_bytes: int, closed_at: datetime) -> tuple[bytearra
 
 
 def write_bundle(
-    path: Path, sources: Sequence[Source], *, workers: int | None = None, report: Report = silent
+    path: Path,
+    sources: Sequence[Source],
+    *,
+    name: str,
+    workers: int | None = None,
+    report: Report = silent,
 ) -> tuple[FileDigest, tuple[BundleMember, ...]]:
     """Write a new bundle file at `path` and make it durable.
 
-    `path` is a temporary name: the caller reads the file back and renames it. Members are packed by
+    `path` is a temporary name: the caller reads the file back and renames it to `name`. Members are packed by
     `workers` threads (default: one a core) and written in the order of `sources`.
     """
     total = sum(source.size_bytes for source in sources)
@@ -154,7 +159,7 @@ def write_bundle(
         offset += len(end)
         file.flush()
         os.fsync(file.fileno())
-    return FileDigest(name=path.name, size_bytes=offset, sha256=digest.hexdigest()), tuple(members)
+    return FileDigest(name=name, size_bytes=offset, sha256=digest.hexdigest()), tuple(members)
 
 
 def read_member(bundle: Path, member: BundleMember) -> memoryview:

@@ -279,10 +279,13 @@ class _Hour:
         members: tuple[BundleMember, ...] = ()
         try:
             if sources:
-                written, members = bundle_file.write_bundle(
-                    temporary, sources, workers=self.settings.bundle.workers, report=self.report
+                file, members = bundle_file.write_bundle(
+                    temporary,
+                    sources,
+                    name=path.name,
+                    workers=self.settings.bundle.workers,
+                    report=self.report,
                 )
-                file = written.model_copy(update={"name": path.name})
             record = self._describe(file, members, state, seal)
             if file is not None:
                 bundle_file.verify_members(temporary, record, workers=self.settings.bundle.workers)
