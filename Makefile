@@ -11,15 +11,18 @@ POSTGRES := $(foreach major,$(MAJORS),$(VENV)/postgresql/$(major)/.installed)
 PYTEST_WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types bench clean pins
+.PHONY: help env demo test lint format types bench clean pins
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          two databases backed up and restored by Dagster, with the UI (ONCE=1: end after the story)'
+	@echo 'make env           only the environment, in .venv/'
 	@echo 'make test          unit, property and integration tests on real servers'
 	@echo 'make lint          ruff (lint and format) and mypy'
 	@echo 'make bench         the benchmarks, against their baselines'
 	@echo 'make clean         remove everything that was made here'
+
+env: $(VENV)/.base
 
 demo: $(VENV)/.base $(POSTGRES)
 	@$(BIN)/python -m pitr_pipelines.demo $(if $(ONCE),--once)
