@@ -92,15 +92,15 @@ def init_db(
     ctx: click.Context, database: str, admin_dsn: str | None, print_sql: bool, replace_archive_command: bool
 ) -> None:
     """Prepare a server: the backup role, its rights, and WAL archiving. Can be run again."""
-    from pitr_pipelines.postgres.prepare import prepare, sql_script
+    from pitr_pipelines.postgres.prepare import planned_sql, prepare
 
     settings = _settings(ctx)
-    options: dict[str, Any] = {"admin_dsn": admin_dsn, "replace": replace_archive_command}
+    options: dict[str, Any] = {"admin_dsn": admin_dsn, "replace_archive_command": replace_archive_command}
     if print_sql:
-        click.echo(sql_script(settings, database, **options))
+        click.echo(planned_sql(database, settings, **options), nl=False)
         return
-    for step in prepare(settings, database, **options):
-        click.echo(f"{step.outcome:<14} {step.subject}" + (f": {step.detail}" if step.detail else ""))
+    for step in prepare(database, settings, **options):
+        click.echo(f"{step.state:<8} {step.what}")
     click.echo(f"Now `pitr check {database}` tells what is still missing.")
 
 

@@ -6,24 +6,34 @@ the work grows with the number of runs, which is one or two an hour.
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
-from pitr_pipelines.catalog.records import BaseRecord, WalRun
+from pitr_pipelines.catalog.records import BaseRecord, SealRecord, WalRun
 from pitr_pipelines.wal.lsn import SegmentName
 from pitr_pipelines.wal.timelines import TimelineHistory
+
+CLOCK_MARGIN = timedelta(seconds=1)
+"""A file's mtime may lag the server's clock by a kernel tick, and follow the last write by as long as
+that took; no conclusion is drawn from differences smaller than this."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Consecutive segments by running number, and when the server closed the last one."""
+    """Consecutive segments by running number, and when the server closed the last one.
+
+    `until` is the moment up to which their end proves that nothing committed is missing.
+    """
 
     first: int
     last: int
     closed_at: datetime
+    until: datetime
+    in_base: bool = False
+    """Whether the last segment is known only from a base backup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +46,13 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """How far an unbroken chain goes: its last segment, its end in time, and the gap behind it."""
+    """How far an unbroken chain goes: its last segment, its end in time, and the gap behind it.
+
+    `until` is None where that is not known: the branch leaves a timeline amid segments of one run.
+    """
 
     last: SegmentName
-    until: datetime
+    until: datetime | None
     gap: Gap | None
 
 
@@ -69,12 +82,34 @@ class Coverage:
     stretches: Mapping[int, Sequence[Stretch]]
 
     @classmethod
-    def of(cls, runs: Iterable[WalRun], segment_size: int) -> Coverage:
-        """Merge runs, in any order and overlapping as they may."""
+    def of(
+        cls,
+        runs: Iterable[WalRun],
+        segment_size: int,
+        *,
+        bases: Iterable[BaseRecord] = (),
+        seals: Iterable[SealRecord] = (),
+    ) -> Coverage:
+        """Merge runs, in any order and overlapping as they may, and the WAL that bases carry.
+
+        A segment is archived when the server has filled it or switched away from it, and no commit
+        behind it is acknowledged before its last write; so whatever a client knew to be committed by
+        then is in it or in those before. A seal proves its own moment.
+        """
         by_timeline: dict[int, list[Stretch]] = defaultdict(list)
+        sealed = sorted((seal.segment, seal.at) for seal in seals)
         for run in runs:
-            by_timeline[run.timeline].append(
-                Stretch(run.first.number(segment_size), run.last.number(segment_size), run.closed_at)
+            until = run.closed_at - CLOCK_MARGIN
+            for index in range(bisect_left(sealed, run.first, key=lambda s: s[0]), len(sealed)):
+                if sealed[index][0] > run.last:
+                    break
+                until = max(until, sealed[index][1])
+            first, last = run.first.number(segment_size), run.last.number(segment_size)
+            by_timeline[run.timeline].append(Stretch(first, last, run.closed_at, until))
+        for base in bases:
+            first, last = base.first_segment.number(segment_size), base.last_segment.number(segment_size)
+            by_timeline[base.timeline].append(
+                Stretch(first, last, base.ended_at, base.started_at, in_base=True)
             )
         return cls(segment_size, {timeline: _merge(found) for timeline, found in by_timeline.items()})
 
@@ -92,8 +127,10 @@ class Coverage:
         index = bisect_right(found, number, key=lambda stretch: stretch.first) - 1
         return found[index] if index >= 0 and found[index].last >= number else None
 
-    def next_after(self, timeline: int, number: int) -> int | None:
-        """Return the first existing segment number beyond `number` on a timeline."""
+    def first_from(self, timeline: int, number: int) -> int | None:
+        """Return the first existing segment number on a timeline that is not below `number`."""
+        if self.stretch_with(timeline, number) is not None:
+            return number
         found = self.stretches.get(timeline, ())
         index = bisect_right(found, number, key=lambda stretch: stretch.first)
         return found[index].first if index < len(found) else None
@@ -102,25 +139,35 @@ class Coverage:
         """Follow a branch from `start` as far as the chain is unbroken; None if `start` is missing."""
         position = start.number(self.segment_size)
         reached: Reach | None = None
-        for section in sections(branch, start.timeline, self.segment_size):
+        parts = sections(branch, start.timeline, self.segment_size)
+        for index, section in enumerate(parts):
             if section.last is not None and section.last < position:
                 continue
             stretch = self.stretch_with(section.timeline, position)
             if stretch is None:
-                return self._broken(reached, section, position)
+                return self._broken(reached, parts[index:], position)
             last = stretch.last if section.last is None else min(stretch.last, section.last)
-            reached = Reach(self._name(last, section.timeline), stretch.closed_at, None)
+            until = stretch.until if last == stretch.last else None
+            reached = Reach(self._name(last, section.timeline), until, None)
             position = last + 1
             if section.last is None or last < section.last:
-                return self._broken(reached, section, position)
+                return self._broken(reached, parts[index:], position)
         return reached
 
-    def _broken(self, reached: Reach | None, section: Section, missing: int) -> Reach | None:
-        following = self.next_after(section.timeline, missing)
-        if reached is None or following is None:
-            return reached
-        gap = Gap(self._name(missing, section.timeline), self._name(following - 1, section.timeline))
-        return Reach(reached.last, reached.until, gap)
+    def _broken(self, reached: Reach | None, rest: Sequence[Section], missing: int) -> Reach | None:
+        """Name the gap behind what was reached, if the branch goes on after it."""
+        if reached is None:
+            return None
+        before = rest[0].timeline
+        for section in rest:
+            following = self.first_from(section.timeline, max(missing, section.first))
+            if following is not None and (section.last is None or following <= section.last):
+                ends_on = section.timeline if following > section.first else before
+                gap = Gap(self._name(missing, rest[0].timeline), self._name(following - 1, ends_on))
+                return Reach(reached.last, reached.until, gap)
+            if section.last is not None and section.last >= section.first:
+                before = section.timeline
+        return reached
 
     def _name(self, number: int, timeline: int) -> SegmentName:
         return SegmentName.numbered(number, timeline, self.segment_size)
@@ -155,11 +202,14 @@ def windows(
         if not branch.includes(base.timeline, base.end_lsn):
             continue
         reach = coverage.reach(base.first_segment, branch)
-        end = base.ended_at if reach is None else max(reach.until, base.ended_at)
-        if reach is not None and reach.gap is not None:
+        if reach is None:
+            continue
+        end = max(reach.until or base.ended_at, base.ended_at)
+        if reach.gap is not None:
             gaps[reach.gap.first] = reach.gap
         if spans and spans[-1].end >= base.ended_at:
-            spans[-1] = Window(spans[-1].start, max(end, spans[-1].end), branch.timeline)
+            # Moments from here on are restored from this base, so its chain alone says until when.
+            spans[-1] = Window(spans[-1].start, end, branch.timeline)
         else:
             spans.append(Window(base.ended_at, end, branch.timeline))
     return spans, list(gaps.values())
@@ -169,9 +219,21 @@ def _merge(stretches: list[Stretch]) -> list[Stretch]:
     merged: list[Stretch] = []
     for stretch in sorted(stretches, key=lambda stretch: (stretch.first, stretch.last)):
         if merged and stretch.first <= merged[-1].last + 1:
-            held = merged[-1]
-            newest = stretch if stretch.last > held.last else held
-            merged[-1] = Stretch(held.first, newest.last, newest.closed_at)
+            merged[-1] = _joined(merged[-1], stretch)
         else:
             merged.append(stretch)
     return merged
+
+
+def _joined(held: Stretch, other: Stretch) -> Stretch:
+    """Join two stretches that touch; `held` does not begin later."""
+    if held.last == other.last:
+        # A file's own mtime says more than the end of a backup that carries the segment too.
+        tail = other if held.in_base and not other.in_base else held
+        until = max(held.until, other.until)
+    elif other.last > held.last:
+        tail = other
+        until = max(held.until, other.until) if other.in_base else other.until
+    else:
+        return held
+    return Stretch(held.first, tail.last, tail.closed_at, until, tail.in_base)

@@ -119,21 +119,18 @@ class Inventory:
     def coverage(self, *, raw: bool = True) -> Coverage:
         """Return the WAL that exists, wherever it lies; without the raw archive if `raw` is false."""
         runs = [run for entry in self.bundles for run in entry.runs]
-        runs += [
-            WalRun(first=base.first_segment, last=base.last_segment, closed_at=base.ended_at)
-            for base in self.bases
-        ]
         if raw:
             runs += [
                 WalRun(first=file.segment, last=file.segment, closed_at=file.closed_at)
                 for file in self.raw
                 if file.kind is WalFileKind.SEGMENT
             ]
-        return Coverage.of(runs, self.segment_size or 1)
+        seals = [entry.seal for entry in self.bundles if entry.seal is not None]
+        return Coverage.of(runs, self.segment_size or 1, bases=self.bases, seals=seals)
 
-    def branch(self, timeline: int | None = None) -> TimelineHistory | None:
+    def branch(self, timeline: int | None = None, *, raw: bool = True) -> TimelineHistory | None:
         """Return the history of a timeline; by default of the one the server wrote last."""
-        timeline = timeline or self.coverage().newest_timeline()
+        timeline = timeline or self.coverage(raw=raw).newest_timeline()
         if timeline is None:
             return None
         return self.histories.get(timeline, TimelineHistory(timeline))
@@ -149,7 +146,7 @@ class Inventory:
 
     def windows(self, *, raw: bool = True) -> tuple[list[Window], list[Gap]]:
         """Return the spans that can be restored, oldest first, and the gaps that end them."""
-        branch = self.branch()
+        branch = self.branch(raw=raw)
         return windows(self.bases, self.coverage(raw=raw), branch) if branch else ([], [])
 
 
@@ -228,15 +225,30 @@ def _recall(
         if held is None or (held.size_bytes, held.mtime_ns) != (status.st_size, status.st_mtime_ns):
             held = Remembered(size_bytes=status.st_size, mtime_ns=status.st_mtime_ns, entry=read(path))
         found[name] = held
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return  # no record, no artifact
     except ArtifactDamaged as error:
         problems.append(error.what)
+    except OSError as error:
+        problems.append(f"the record {path} cannot be read: {error.strerror}")
 
 
 def _read_base(path: Path) -> BaseRecord:
-    return read_record(path, BaseRecord)
+    record = read_record(path, BaseRecord)
+    _check_place(path, path.parent.parent.name, record.database, path.parent.name, str(record.day))
+    return record
 
 
 def _read_bundle(path: Path) -> BundleEntry:
-    return BundleEntry.of(read_record(path, BundleRecord))
+    record = read_record(path, BundleRecord)
+    _check_place(path, path.parent.name, record.database, path.stem, str(record.hour))
+    return BundleEntry.of(record)
+
+
+def _check_place(path: Path, database: str, its_database: str, key: str, its_key: str) -> None:
+    """Refuse a record that is not where it belongs: a copy, or another database's."""
+    if (database, key) != (its_database, its_key):
+        raise ArtifactDamaged(
+            f"the record {path} is about {its_key} of {its_database}",
+            remedy="Move it, with the artifact beside it, back to where it belongs.",
+        )

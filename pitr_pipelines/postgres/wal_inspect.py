@@ -1,4 +1,4 @@
-"""Looking into WAL files with pg_waldump: the commits in a stretch, and where it really ends.
+"""Looking into WAL files with pg_waldump: the commits and aborts in a stretch.
 
 Recovery to a time stops at a commit or abort record; so whether a target can be stopped at is a
 question about these records, and only the WAL itself can answer it.
@@ -7,13 +7,16 @@ Source: recoveryStopsBefore() in PostgreSQL's src/backend/access/transam/xlogrec
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from pitr_pipelines.errors import ArtifactDamaged, PitrError
 from pitr_pipelines.postgres.binaries import Binaries
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 
@@ -22,6 +25,9 @@ _RECORD = re.compile(
     r"desc: (?P<kind>COMMIT|ABORT)(?:_PREPARED)? (?:\d+: )?"
     r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC"
 )
+_NO_RECORD = "could not find a valid record after"
+"""A segment may hold nothing but the middle of one long record."""
+_END_OF_WAL = re.compile(r"invalid record length at \S+ (wanted|expected at least) \d+, got 0")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,24 +40,13 @@ class TransactionEnd:
     committed: bool
 
 
-@dataclass(frozen=True, slots=True)
-class WalTail:
-    """The last records of a stretch of WAL.
-
-    `switched` is true when the stretch ends with a segment switch: everything that was written
-    before the switch is in it. `last_record` is None when no record begins in the stretch.
-    """
-
-    last_record: Lsn | None
-    switched: bool
-
-
 def transaction_ends(
     binaries: Binaries, directory: Path, first: SegmentName, last: SegmentName, segment_size: int
 ) -> Iterator[TransactionEnd]:
     """Yield the commits and aborts in the segments `first` to `last`, which lie in `directory`.
 
-    A record that begins in `last` and ends beyond it is not seen.
+    A record that begins in `last` and ends beyond it is not seen. Raises ArtifactDamaged where the WAL
+    cannot be read, because what follows there is not known; PitrError if pg_waldump does not work.
     """
     for line in _dump(binaries, directory, first, last, segment_size, "--rmgr=Transaction"):
         match = _RECORD.search(line)
@@ -64,18 +59,6 @@ def transaction_ends(
             )
 
 
-def read_tail(binaries: Binaries, directory: Path, segment: SegmentName, segment_size: int) -> WalTail:
-    """Return how a segment that lies in `directory` ends."""
-    last: str | None = None
-    for line in _dump(binaries, directory, segment, segment, segment_size):
-        if line.startswith("rmgr:"):
-            last = line
-    if last is None:
-        return WalTail(None, False)
-    match = re.search(r"lsn: ([0-9A-F]+/[0-9A-F]+)", last)
-    return WalTail(Lsn.parse(match[1]) if match else None, "desc: SWITCH" in last)
-
-
 def _dump(
     binaries: Binaries,
     directory: Path,
@@ -84,7 +67,7 @@ def _dump(
     segment_size: int,
     *options: str,
 ) -> Iterator[str]:
-    """Yield pg_waldump's lines; it ends with an error where a record runs on past `last`."""
+    """Yield pg_waldump's lines. Raises ArtifactDamaged or PitrError where it ends with an error."""
     command = [
         str(binaries.program("pg_waldump")),
         *options,
@@ -93,12 +76,37 @@ def _dump(
         f"--start={first.start(segment_size)}",
         f"--end={last.end(segment_size)}",
     ]
-    with subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={"TZ": "UTC", "PGTZ": "UTC", "LC_ALL": "C"},
-    ) as process:
+    with (
+        tempfile.TemporaryFile("w+") as complaints,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            text=True,
+            errors="replace",
+            env={**os.environ, "TZ": "UTC", "PGTZ": "UTC", "LC_ALL": "C"},
+        ) as process,
+    ):
         assert process.stdout is not None
         yield from process.stdout
+        if process.wait() != 0:
+            complaints.seek(0)
+            _judge(complaints.read().strip(), first, last)
+
+
+def _judge(complaint: str, first: SegmentName, last: SegmentName) -> None:
+    """Raise what pg_waldump's complaint amounts to; nothing where the WAL just holds no more."""
+    if _NO_RECORD in complaint or _END_OF_WAL.search(complaint):
+        return
+    if "error in WAL record" in complaint:
+        raise ArtifactDamaged(
+            f"the WAL from {first} to {last} cannot be read to its end: {complaint}",
+            remedy="If the server's pg_wal or another copy still has these segments whole, put them in "
+            "their place; otherwise take a new base backup.",
+        )
+    raise PitrError(
+        f"pg_waldump could not look into the WAL from {first} to {last}: {complaint}",
+        remedy="Try again; if it stays so, check that the PostgreSQL programs are those of the server's "
+        "major version.",
+    )

@@ -10,21 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
-from pitr_pipelines.catalog.coverage import Gap, Window
+from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap, Window, windows
 from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.restore.target import HourTarget, LatestTarget, Target, TimeTarget, show_moment
-from pitr_pipelines.restore.wal_source import WalIndex, WalSegment
+from pitr_pipelines.restore.wal_source import InBase, WalIndex, WalSegment
 from pitr_pipelines.wal.timelines import TimelineHistory
-
-CLOCK_MARGIN = timedelta(seconds=1)
-"""A file's mtime may lag the server's clock by a kernel tick, and follow the last write by as long as
-that took; no conclusion is drawn from differences smaller than this."""
 
 
 class Probe(Protocol):
@@ -39,8 +35,8 @@ class Probe(Protocol):
         """
         ...
 
-    def covered_until(self, previous: WalSegment | None, segment: WalSegment) -> datetime:
-        """Return up to when the chain that ends with `segment` provably holds every commit."""
+    def last_transaction(self, previous: WalSegment | None, segment: WalSegment) -> datetime | None:
+        """Return the time of the last commit or abort recorded in `segment`, if there is one."""
         ...
 
 
@@ -101,7 +97,14 @@ def make_plan(
     moments are shown.
     """
     branch = inventory.branch(timeline)
-    usable = [b for b in inventory.bases if branch and branch.includes(b.timeline, b.end_lsn)]
+    coverage = inventory.coverage()
+    usable = [
+        base
+        for base in inventory.bases
+        if branch
+        and branch.includes(base.timeline, base.end_lsn)
+        and coverage.reach(base.first_segment, branch) is not None
+    ]
     if branch is None or not usable:
         raise NotRestorable(
             f"there is no base backup of {inventory.database}"
@@ -165,7 +168,7 @@ class _Planner:
             f"the archive of {self.inventory.database} is known to be complete until {self._show(until)}, "
             f"not until {self.target}",
             remedy=self._offer(moment) + " To get everything there is, ask for the latest moment.",
-            nearest=[until],
+            nearest=self._nearest(moment),
         )
 
     def latest(self, base: BaseRecord) -> Plan:
@@ -179,10 +182,22 @@ class _Planner:
         return Plan(self.inventory.database, self.target, base, self.branch, tuple(segments), stop)
 
     def _covered_until(self, base: BaseRecord, segments: Sequence[WalSegment]) -> datetime:
+        """Return up to when the chain provably holds every commit; see `Coverage.of` for why."""
+        known = [base.ended_at]
+        started = {other.day: other.started_at for other in self.inventory.bases}
+        for segment in reversed(segments):
+            if not isinstance(segment.place, InBase):
+                known.append(segment.closed_at - CLOCK_MARGIN)
+                break
+            if segment.place.day == base.day:
+                break
+            known.append(started[segment.place.day])
         last = segments[-1]
-        if base.last_segment == last.name:
-            return base.ended_at  # the chain ends with what the base itself carries
-        return self.probe.covered_until(segments[-2] if len(segments) > 1 else None, last)
+        if last.place != InBase(base.day):
+            committed = self.probe.last_transaction(segments[-2] if len(segments) > 1 else None, last)
+            if committed is not None:
+                known.append(committed)
+        return max(known)
 
     def _gap(self, base: BaseRecord) -> Gap | None:
         reach = self.inventory.coverage().reach(base.first_segment, self.branch)
@@ -205,10 +220,14 @@ class _Planner:
         )
 
     def _windows(self) -> list[Window]:
-        return self.inventory.windows()[0]
+        return windows(self.inventory.bases, self.inventory.coverage(), self.branch)[0]
 
     def _nearest(self, moment: datetime | None) -> list[datetime]:
-        ends = sorted({end for window in self._windows() for end in (window.start, window.end)})
+        """Return the closest moments, before and after, for which a plan can be made."""
+        ends = sorted(
+            {end for window in self._windows() for end in (window.start, min(window.end, self.now))}
+        )
+        ends = [end for end in ends if end <= self.now]
         if moment is None:
             return ends[-1:]
         before = [end for end in ends if end <= moment]

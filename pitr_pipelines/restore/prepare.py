@@ -6,7 +6,8 @@ restored; with `seal` false it does not even that.
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pitr_pipelines import durable
@@ -15,7 +16,7 @@ from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import NotRestorable, PitrError
 from pitr_pipelines.postgres.binaries import Binaries, find_binaries
 from pitr_pipelines.progress import Report, silent
-from pitr_pipelines.restore.integrity import find_damage
+from pitr_pipelines.restore.integrity import Damage, UnreadableSource, find_damage
 from pitr_pipelines.restore.plan import NotCovered, Plan, make_plan
 from pitr_pipelines.restore.probe import waldump_probe
 from pitr_pipelines.restore.target import LatestTarget, Target
@@ -49,30 +50,54 @@ def plan_restore(
     unsealed: PitrError | None = None
     if seal and isinstance(target, LatestTarget):
         unsealed = _try_to_seal(settings, layout, database)
-    inventory = read_inventory(layout, database)
+    passing_over = _PassingOver(read_inventory(layout, database))
     try:
-        plan = _plan(settings, layout, inventory, target, asked_at, timeline)
+        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
     except NotCovered as refusal:
         unsealed = _try_to_seal(settings, layout, database) if seal else None
         if not seal or unsealed is not None:
             raise _with_reason(refusal, unsealed) from None
-        inventory = read_inventory(layout, database)
-        plan = _plan(settings, layout, inventory, target, asked_at, timeline)
-    notes = () if unsealed is None else (f"the source could not be sealed first: {unsealed.what}",)
-    found: list[str] = []
+        passing_over = _PassingOver(read_inventory(layout, database))
+        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
     while check and (damage := list(find_damage(layout, plan, report))):
-        found += [part.problem for part in damage]
-        inventory = inventory.without({part.artifact for part in damage})
+        passing_over = passing_over.also(damage)
+        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
+    notes = [] if unsealed is None else [f"the source could not be sealed first: {unsealed.what}"]
+    notes += [f"passed over, because damaged: {problem}" for problem in passing_over.problems]
+    return replace(plan, notes=tuple(notes))
+
+
+@dataclass(frozen=True, slots=True)
+class _PassingOver:
+    """An inventory without what was found damaged, and what was found."""
+
+    inventory: Inventory
+    problems: tuple[str, ...] = ()
+
+    def also(self, damage: Iterable[Damage]) -> _PassingOver:
+        found = list(damage)
+        return _PassingOver(
+            self.inventory.without({part.artifact for part in found}),
+            self.problems + tuple(part.problem for part in found),
+        )
+
+    def plan(
+        self, settings: Settings, layout: Layout, target: Target, now: datetime, timeline: int | None
+    ) -> Plan:
+        """Plan with what is left. A refusal then names the damage: without it there might be a plan."""
         try:
-            plan = _plan(settings, layout, inventory, target, asked_at, timeline)
+            return _plan(settings, layout, self.inventory, target, now, timeline)
+        except UnreadableSource as error:
+            return self.also([error.damage]).plan(settings, layout, target, now, timeline)
         except NotRestorable as refusal:
+            if not self.problems:
+                raise
             raise NotRestorable(
                 f"{target} cannot be reached, because what the restore needs is damaged:\n  "
-                + "\n  ".join(found),
+                + "\n  ".join(self.problems),
                 remedy=refusal.remedy,
                 nearest=refusal.nearest,
             ) from None
-    return replace(plan, notes=notes + tuple(f"passed over, because damaged: {what}" for what in found))
 
 
 def _plan(

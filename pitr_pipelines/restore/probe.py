@@ -10,15 +10,19 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import date, datetime
 from pathlib import Path
 
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.errors import ArtifactDamaged
+from pitr_pipelines.postgres.base_contents import damaged
 from pitr_pipelines.postgres.binaries import Binaries
-from pitr_pipelines.postgres.wal_inspect import TransactionEnd, read_tail, transaction_ends
-from pitr_pipelines.restore.plan import CLOCK_MARGIN
-from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment
+from pitr_pipelines.postgres.tar_stream import TarStream
+from pitr_pipelines.postgres.wal_inspect import TransactionEnd, transaction_ends
+from pitr_pipelines.restore.integrity import Damage, UnreadableSource
+from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment, artifact_of
 from pitr_pipelines.wal import bundle_file
+from pitr_pipelines.wal.archive import check_segment, read_header
 from pitr_pipelines.wal.lsn import SegmentName
 
 
@@ -39,46 +43,63 @@ class WaldumpProbe:
         """Tell whether a commit or abort later than `moment` is recorded in `segment`."""
         return any(end.at > moment for end in self._ends(previous, segment))
 
-    def covered_until(self, previous: WalSegment | None, segment: WalSegment) -> datetime:
-        """Return up to when the chain that ends with `segment` provably holds every commit.
-
-        Everything the server wrote before a segment switch is in the chain, so the switch, which
-        the file's mtime follows at once, proves as much as a commit does.
-        """
-        known = [end.at for end in self._ends(previous, segment)]
-        path = self._path_of(segment)
-        if path is not None and read_tail(self.binaries(), path, segment.name, self.segment_size).switched:
-            known.append(segment.closed_at - CLOCK_MARGIN)
-        return max(known, default=datetime.min.replace(tzinfo=segment.closed_at.tzinfo))
+    def last_transaction(self, previous: WalSegment | None, segment: WalSegment) -> datetime | None:
+        """Return the time of the last commit or abort recorded in `segment`, if there is one."""
+        return max((end.at for end in self._ends(previous, segment)), default=None)
 
     def _ends(self, previous: WalSegment | None, segment: WalSegment) -> list[TransactionEnd]:
-        first = segment.name
-        if previous is not None and previous.name.timeline == first.timeline and self._path_of(previous):
-            first = previous.name
-        key = (first, segment.name)
+        first = segment
+        if previous is not None and previous.name.timeline == segment.name.timeline:
+            first = previous
+        key = (first.name, segment.name)
         if key not in self._seen:
-            path = self._path_of(segment)
-            self._seen[key] = (
-                []
-                if path is None
-                else list(transaction_ends(self.binaries(), path, first, segment.name, self.segment_size))
-            )
+            for part in (first, segment):
+                with _naming(part):
+                    self._put(part)
+            with _naming(segment):
+                self._seen[key] = list(
+                    transaction_ends(
+                        self.binaries(), self.scratch, first.name, segment.name, self.segment_size
+                    )
+                )
         return self._seen[key]
 
-    def _path_of(self, segment: WalSegment) -> Path | None:
-        """Put a segment into the scratch directory and return that; None for one inside a base."""
+    def _put(self, segment: WalSegment) -> None:
+        """Put a segment into the scratch directory."""
         path = self.scratch / str(segment.name)
         if path.exists():
-            return self.scratch
+            return
         match segment.place:
             case InArchive(file):
+                check_segment(read_header(file.path), file.path, file.size_bytes)
                 path.symlink_to(file.path)
             case InBundle(hour, member):
                 bundle = self.layout.bundle(self.database, hour)
                 path.write_bytes(bundle_file.read_member(bundle, member))
-            case InBase():
-                return None
-        return self.scratch
+            case InBase(day):
+                self._unpack_from_base(day, path)
+
+    def _unpack_from_base(self, day: date, path: Path) -> None:
+        directory = self.layout.base(self.database, day)
+        packed = next(directory.glob("pg_wal.tar*"), directory / "pg_wal.tar")
+        try:
+            with TarStream(packed) as stream:
+                for member in stream:
+                    if member.name == path.name:
+                        path.write_bytes(b"".join(stream.content()))
+                        return
+        except (OSError, ValueError) as error:
+            raise damaged(packed, str(error)) from None
+        raise damaged(packed, f"it does not hold {path.name}")
+
+
+@contextmanager
+def _naming(segment: WalSegment) -> Iterator[None]:
+    """Say which artifact it is that is damaged, so that a plan may do without it."""
+    try:
+        yield
+    except ArtifactDamaged as error:
+        raise UnreadableSource(Damage(artifact_of(segment), error.what), remedy=error.remedy) from None
 
 
 @contextmanager

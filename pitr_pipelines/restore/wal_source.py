@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime
+from itertools import accumulate
 
 from pitr_pipelines.catalog.coverage import sections
 from pitr_pipelines.catalog.inventory import Inventory
@@ -70,6 +71,17 @@ class WalSegment:
     place: Place
 
 
+def artifact_of(segment: WalSegment) -> date | Hour | str:
+    """Return the artifact a segment lies in, as `Inventory.without` takes it."""
+    match segment.place:
+        case InBundle(hour):
+            return hour
+        case InBase(day):
+            return day
+        case InArchive(file):
+            return file.name
+
+
 class WalIndex:
     """Finds segments of one database. Reads a bundle's full record only when it is asked for."""
 
@@ -84,6 +96,7 @@ class WalIndex:
             for run in entry.runs
         ]
         self._runs = sorted(runs)
+        self._furthest = list(accumulate((run[1] for run in self._runs), max))
 
     def find(self, segment: SegmentName, base: BaseRecord) -> WalSegment | None:
         """Return where a segment lies for a restore from `base`, or None.
@@ -121,12 +134,14 @@ class WalIndex:
 
     def _bundled(self, segment: SegmentName) -> tuple[Hour, bool] | None:
         """Return the hour of the bundle that holds a segment, and whether it is still open."""
-        at = bisect_right(self._runs, segment, key=lambda run: run[0])
+        at = bisect_right(self._runs, segment, key=lambda run: run[0]) - 1
         best: tuple[Hour, bool] | None = None
-        # Open bundles may overlap closed ones, so look back over the few runs that can matter.
-        for _first, last, is_open, hour in reversed(self._runs[max(0, at - 4) : at]):
-            if segment <= last and (best is None or best[1]):
+        # Open bundles may overlap closed ones, so look back as far as any run can hold the segment.
+        while at >= 0 and self._furthest[at] >= segment and (best is None or best[1]):
+            _first, last, is_open, hour = self._runs[at]
+            if segment <= last and (best is None or not is_open):
                 best = (hour, is_open)
+            at -= 1
         return best
 
     def _load(self, hour: Hour) -> dict[str, BundleMember]:

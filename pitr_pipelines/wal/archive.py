@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,6 +19,8 @@ from pitr_pipelines.wal.lsn import Lsn, SegmentName, WalFileKind, check_segment_
 from pitr_pipelines.wal.timelines import TimelineHistory
 
 LONG_HEADER_BYTES = 40
+IDENTITY_FILE = "system_identifier"
+"""In it, wal-archive.sh keeps the system identifier of the cluster that an archive belongs to."""
 _LONG_HEADER = struct.Struct("=HHIQI4xQII")
 _FLAG_LONG_HEADER = 0x0002
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -95,6 +99,22 @@ def read_header(path: Path) -> SegmentHeader:
         return parse_header(file.read(LONG_HEADER_BYTES), path)
 
 
+def owner(directory: Path, files: Iterable[ArchivedFile]) -> str | None:
+    """Return the system identifier of the cluster whose WAL archive this is; None if nothing tells.
+
+    wal-archive.sh keeps it in a file; in an archive that something else filled, the first segment says.
+    """
+    try:
+        return (directory / IDENTITY_FILE).read_text("ascii").strip()
+    except FileNotFoundError:
+        pass
+    for file in files:
+        if file.kind is WalFileKind.SEGMENT:
+            with suppress(ArtifactDamaged):
+                return read_header(file.path).system_identifier
+    return None
+
+
 def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
     """Check that a segment is the one its name says, and whole. Raises ArtifactDamaged."""
     name = SegmentName.parse(path.name.split(".")[0])
@@ -117,7 +137,8 @@ def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
 def read_history(path: Path) -> TimelineHistory:
     """Read a timeline history file. Raises ArtifactDamaged if it is not one."""
     try:
-        return TimelineHistory.parse(int(path.name[:8], 16), path.read_text("utf-8"))
+        # What it gives as the reason may hold a restore point's name, in whatever encoding.
+        return TimelineHistory.parse(int(path.name[:8], 16), path.read_text("utf-8", errors="replace"))
     except ValueError as error:
         raise ArtifactDamaged(
             f"{path} is not a timeline history file: {error}",

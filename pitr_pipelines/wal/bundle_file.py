@@ -3,6 +3,9 @@
 Each tar entry, header and content, is a gzip member of its own, so that `tar xzf` reads the file
 like any other while we compress members in parallel and read one alone by its offset. A POSIX.1-2001
 header keeps each file's mtime to the microsecond. The same content always gives the same bytes.
+
+What is packed is unpacked again at once, and it is the unpacked bytes whose SHA-256 goes on record: so a
+bundle file that has the bytes that were written is known to give back the WAL.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from isal import igzip_lib, isal_zlib
 
@@ -34,8 +37,13 @@ UNPACKING_ERRORS: tuple[type[Exception], ...] = (
 _LEVEL = 1
 _GZIP = 31
 _BLOCK = tarfile.BLOCKSIZE
+_END = isal_zlib.compress(bytes(2 * _BLOCK), _LEVEL, _GZIP)
+"""The last gzip member of every bundle: tar's end of archive."""
 _WINDOW_BYTES = 256 * 1024 * 1024
-"""How much unpacked WAL may be in memory at once."""
+"""How much WAL may be on its way into a bundle at once."""
+_CHUNK_BYTES = 256 * 1024
+"""Files are read, packed and unpacked in pieces that stay in a core's cache. The pieces shape the
+compressed bytes, so a different size makes different (equally valid) bundles of the same WAL."""
 
 
 class Source(Protocol):
@@ -87,8 +95,7 @@ class MemberOf:
         return self.member.size_bytes
 
     def pack(self) -> PackedMember:
-        read_member(self.bundle, self.member)  # a damaged member must not be carried on
-        data = _read_range(self.bundle, self.member)
+        data = _check_member(self.bundle, self.member)  # a damaged member must not be carried on
         return PackedMember(
             self.member.name,
             self.member.kind,
@@ -100,30 +107,27 @@ class MemberOf:
 
 
 def pack_member(
-    name: str, kind: WalFileKind, closed_at: datetime, size_bytes: int, entry: bytearray
+    name: str, kind: WalFileKind, closed_at: datetime, size_bytes: int, content: BinaryIO
 ) -> PackedMember:
-    """Compress one file that was read into its place in `entry` (see `entry_for`)."""
-    header = len(_header(name, closed_at, size_bytes))
-    content = memoryview(entry)[header : header + size_bytes]
-    return PackedMember(
-        name,
-        kind,
-        closed_at,
-        size_bytes,
-        hashlib.sha256(content).hexdigest(),
-        isal_zlib.compress(entry, _LEVEL, _GZIP),
-    )
+    """Compress the `size_bytes` of `content` into a member, and prove it by unpacking it.
 
-
-def entry_for(name: str, size_bytes: int, closed_at: datetime) -> tuple[bytearray, memoryview]:
-    """Return a tar entry with its header filled in, and the place in it for the content.
-
-    Reading a file straight into its place saves a copy of every segment.
+    Raises EOFError if there is less, ValueError if it did not come out as it went in.
     """
+    packer = isal_zlib.compressobj(_LEVEL, isal_zlib.DEFLATED, _GZIP)
     header = _header(name, closed_at, size_bytes)
-    entry = bytearray(len(header) + -(-size_bytes // _BLOCK) * _BLOCK)
-    entry[: len(header)] = header
-    return entry, memoryview(entry)[len(header) : len(header) + size_bytes]
+    parts = [packer.compress(header)]
+    buffer = memoryview(bytearray(min(_CHUNK_BYTES, size_bytes)))
+    left = size_bytes
+    while left:
+        piece = buffer[: min(_CHUNK_BYTES, left)]
+        count = content.readinto(piece)  # type: ignore[attr-defined]  # buffered: fills the piece
+        if count != len(piece):
+            raise EOFError(f"{name} ended {left - count} bytes early")
+        parts.append(packer.compress(piece))
+        left -= count
+    parts += [packer.compress(bytes(-size_bytes % _BLOCK)), packer.flush()]
+    data = b"".join(parts)
+    return PackedMember(name, kind, closed_at, size_bytes, _content_digest(data, header, size_bytes), data)
 
 
 def write_bundle(
@@ -153,12 +157,13 @@ def write_bundle(
             offset += len(packed.data)
             done += packed.size_bytes
             report(Progress("bundle", done, total))
-        end = isal_zlib.compress(bytes(2 * _BLOCK), _LEVEL, _GZIP)
-        file.write(end)
-        digest.update(end)
-        offset += len(end)
+        file.write(_END)
+        digest.update(_END)
+        offset += len(_END)
         file.flush()
         os.fsync(file.fileno())
+        # What is read back shall come from the disk, and not from our own write.
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return FileDigest(name=name, size_bytes=offset, sha256=digest.hexdigest()), tuple(members)
 
 
@@ -178,6 +183,13 @@ def read_member(bundle: Path, member: BundleMember) -> memoryview:
     if len(content) != member.size_bytes or hashlib.sha256(content).hexdigest() != member.sha256:
         raise _damaged(bundle, member.name, "differs from the SHA-256 in the record")
     return content
+
+
+def is_whole(bundle: Path) -> bool:
+    """Tell whether a bundle file has its end; a cut between two members is visible nowhere else."""
+    with bundle.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(_END)))
+        return file.read() == _END
 
 
 def verify_file(bundle: Path, file: FileDigest) -> None:
@@ -200,8 +212,60 @@ def verify_members(bundle: Path, record: BundleRecord, *, workers: int | None = 
     verify_file(bundle, record.file)
     workers = workers or os.cpu_count() or 1
     with ThreadPoolExecutor(workers, "pitr-verify") as pool:
-        for _ in pool.map(lambda member: len(read_member(bundle, member)), record.members):
+        for _ in pool.map(lambda member: len(_check_member(bundle, member)), record.members):
             pass
+
+
+def _check_member(bundle: Path, member: BundleMember) -> bytes:
+    """Unpack a member and compare it with the record; return its packed bytes."""
+    data = _read_range(bundle, member)
+    header = _header(member.name, member.closed_at, member.size_bytes)
+    try:
+        found = _content_digest(data, header, member.size_bytes)
+    except UNPACKING_ERRORS as error:
+        raise _damaged(bundle, member.name, f"cannot be unpacked ({error})") from None
+    if found != member.sha256:
+        raise _damaged(bundle, member.name, "differs from the SHA-256 in the record")
+    return data
+
+
+def _content_digest(data: bytes, header: bytes, size_bytes: int) -> str:
+    """Unpack a gzip member, check its tar header and length, and return the content's SHA-256."""
+    digest = hashlib.sha256()
+    unpacked = _unpack(data)
+    first = next(unpacked)
+    if not first.startswith(header):
+        raise ValueError("its tar header is another")
+    piece = memoryview(first)[len(header) :]
+    left = size_bytes
+    padding = b""
+    while True:
+        digest.update(piece[:left])
+        if len(piece) > left:
+            padding += piece[left:]
+        left -= min(left, len(piece))
+        following = next(unpacked, None)
+        if following is None:
+            break
+        piece = memoryview(following)
+    if left or padding != bytes(-size_bytes % _BLOCK):
+        raise ValueError("it is not as long as its tar header says")
+    return digest.hexdigest()
+
+
+def _unpack(data: bytes) -> Iterator[bytes]:
+    """Unpack one gzip member in pieces; its own checksum is compared at its end."""
+    unpacker = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
+    piece = unpacker.decompress(data, _CHUNK_BYTES)
+    while piece:
+        yield piece
+        if unpacker.eof:
+            break
+        piece = unpacker.decompress(b"", _CHUNK_BYTES)
+    if not unpacker.eof:
+        raise EOFError("it is cut off")
+    if unpacker.unused_data:
+        raise ValueError("other bytes follow it")
 
 
 def _in_order(pool: ThreadPoolExecutor, sources: Sequence[Source], workers: int) -> Iterator[PackedMember]:

@@ -8,6 +8,7 @@ to take in segments of its hour that arrived late.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -71,22 +72,29 @@ class _RawFile:
 
     def pack(self) -> bundle_file.PackedMember:
         file = self.file
-        entry, content = bundle_file.entry_for(file.name, file.size_bytes, file.closed_at)
-        with file.path.open("rb", buffering=0) as opened:
-            done = 0
-            while done < file.size_bytes and (count := opened.readinto(content[done:])):
-                done += count
-        if file.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
-            header = archive.parse_header(content[: archive.LONG_HEADER_BYTES], file.path)
-            archive.check_segment(header, file.path, done)
-            if self.system_identifier not in (None, header.system_identifier):
+        with file.path.open("rb") as opened:
+            if file.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
+                self._check(opened.read(archive.LONG_HEADER_BYTES), os.fstat(opened.fileno()).st_size)
+                opened.seek(0)
+            try:
+                return bundle_file.pack_member(file.name, file.kind, file.closed_at, file.size_bytes, opened)
+            except bundle_file.UNPACKING_ERRORS as error:
                 raise ArtifactDamaged(
-                    f"the archived segment {file.path} is of the cluster {header.system_identifier}, "
-                    f"but this archive is of {self.system_identifier}",
-                    remedy="Find out which server wrote it and give that server an archive of its own; "
-                    "then move the file out of this one.",
-                )
-        return bundle_file.pack_member(file.name, file.kind, file.closed_at, file.size_bytes, entry)
+                    f"{file.path} could not be packed: {error}",
+                    remedy="Bundle the hour again; if this comes back, suspect the disk or the memory.",
+                ) from None
+
+    def _check(self, first_bytes: bytes, size_bytes: int) -> None:
+        path = self.file.path
+        header = archive.parse_header(first_bytes, path)
+        archive.check_segment(header, path, size_bytes)
+        if self.system_identifier not in (None, header.system_identifier):
+            raise ArtifactDamaged(
+                f"the archived segment {path} is of the cluster {header.system_identifier}, "
+                f"but this archive is of {self.system_identifier}",
+                remedy="Find out which server wrote it and give that server an archive of its own; "
+                "then move the file out of this one.",
+            )
 
 
 def make_bundle(
@@ -134,11 +142,9 @@ class _Hour:
     def bundle(self, *, seal: bool) -> BundleOutcome:
         existing = self._existing()
         files = archive.scan_archive(self.layout.wal(self.database))
-        hours = self._assign(files)
+        hours = self._assign(files, existing)
         if existing and existing.state is BundleState.CLOSED:
-            if not self._late(existing, hours):
-                return BundleOutcome(existing, False, self._prune(), None)
-            return BundleOutcome(*self._make(existing, files, hours, closed=True, seal=None), None)
+            return BundleOutcome(*self._make(existing, files, hours, closed=True, seal=existing.seal), None)
 
         sealed: SealRecord | None = None
         problem: PitrError | None = None
@@ -149,7 +155,7 @@ class _Hour:
             except PitrError as error:
                 problem = error
             files = archive.scan_archive(self.layout.wal(self.database))
-            hours = self._assign(files)
+            hours = self._assign(files, existing)
         elif self.layout.seal_record(self.database, self.hour).exists():
             sealed = read_record(self.layout.seal_record(self.database, self.hour), SealRecord)
 
@@ -181,8 +187,13 @@ class _Hour:
                 return None
         return record
 
-    def _assign(self, files: Sequence[ArchivedFile]) -> dict[SegmentName, Hour]:
+    def _assign(
+        self, files: Sequence[ArchivedFile], existing: BundleRecord | None
+    ) -> dict[SegmentName, Hour]:
+        """Assign the archive's segments, and those that an early bundle took and may have to give up."""
         closed_at = {f.segment: f.closed_at for f in files if f.kind is WalFileKind.SEGMENT}
+        for member in existing.segments if existing else ():
+            closed_at.setdefault(SegmentName.parse(member.name), member.closed_at)
         return assign_hours(closed_at, self._fixed(min(closed_at.values(), default=self.now)))
 
     def _fixed(self, since: datetime) -> list[Fixed]:
@@ -201,11 +212,6 @@ class _Hour:
                 for run in record.runs:
                     facts += [Fixed(run.first, record.hour), Fixed(run.last, record.hour)]
         return facts
-
-    def _late(self, existing: BundleRecord, hours: dict[SegmentName, Hour]) -> bool:
-        """Tell whether raw segments of a closed hour arrived after it was bundled."""
-        held = {member.name for member in existing.members}
-        return any(hour == self.hour and str(name) not in held for name, hour in hours.items())
 
     def _is_closed(self, hours: dict[SegmentName, Hour], sealed: SealRecord | None) -> bool:
         if sealed is not None:
@@ -230,7 +236,9 @@ class _Hour:
         """Write bundle and record, unless they would hold what the existing ones hold."""
         chosen = self._choose(existing, files, hours)
         state = BundleState.CLOSED if closed else BundleState.OPEN
-        seal = seal or (existing.seal if existing else None)
+        if existing is not None and not closed:
+            # A restore point made early stays one until the hour is closed; then its own seal counts.
+            seal = seal or existing.seal
         if (
             existing is not None
             and existing.state is state
@@ -248,8 +256,7 @@ class _Hour:
         hours: dict[SegmentName, Hour],
     ) -> list[bundle_file.Source]:
         """Return the hour's files in order of name: raw ones, and what only the old bundle has."""
-        first = next((file for file in files if file.kind is WalFileKind.SEGMENT), None)
-        identifier = archive.read_header(first.path).system_identifier if first else None
+        identifier = archive.owner(self.layout.wal(self.database), files)
         raw = {file.name: file for file in files}
         chosen: dict[str, bundle_file.Source] = {}
         for file in files:
@@ -262,8 +269,15 @@ class _Hour:
         if existing is not None and existing.file is not None:
             bundle = self.layout.bundle(self.database, self.hour)
             for member in existing.members:
-                if member.name not in raw:
-                    chosen[member.name] = bundle_file.MemberOf(bundle, member)
+                if member.name in chosen:
+                    continue
+                if existing.state is BundleState.OPEN and member.kind is WalFileKind.SEGMENT:
+                    # A later seal may have given a segment that was bundled early to the hour before.
+                    if hours[SegmentName.parse(member.name)] != self.hour:
+                        continue
+                elif existing.state is BundleState.OPEN and member.name in raw:
+                    continue
+                chosen[member.name] = bundle_file.MemberOf(bundle, member)
         for timeline in {int(name[:8], 16) for name in chosen}:
             history = raw.get(history_file_name(timeline))
             if history is not None:
@@ -288,12 +302,14 @@ class _Hour:
                 )
             record = self._describe(file, members, state, seal)
             if file is not None:
-                bundle_file.verify_members(temporary, record, workers=self.settings.bundle.workers)
+                bundle_file.verify_file(temporary, file)
             # Between here and the new record the hour has a file without a record: it counts as not
             # bundled, and `return_to_archive` takes up from there.
             durable.remove_durably(self.layout.bundle_record(self.database, self.hour))
             if file is not None:
                 durable.replace_durably(temporary, path)
+            else:
+                durable.remove_durably(path)
             write_record(self.layout.bundle_record(self.database, self.hour), record)
         finally:
             temporary.unlink(missing_ok=True)

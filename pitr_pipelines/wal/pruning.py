@@ -52,7 +52,7 @@ def prune_raw(layout: Layout, database: str, *, bundled: Hour, before: datetime)
 
 
 def _hours_to_look_at(candidates: list[ArchivedFile], bundled: Hour, before: datetime) -> set[Hour]:
-    hours = set(Hour.containing(before).preceding().until(bundled))
+    hours = {bundled, *Hour.containing(before).preceding().until(bundled)}
     for file in candidates:
         own = Hour.containing(file.closed_at)
         hours |= {own.preceding(), own, own.following()}

@@ -6,6 +6,7 @@ pruned. So its members go back into the archive, from where the hour is bundled 
 
 from __future__ import annotations
 
+import gzip
 import os
 import tarfile
 from pathlib import Path
@@ -15,9 +16,11 @@ from isal import igzip
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import ArtifactDamaged
-from pitr_pipelines.wal.bundle_file import UNPACKING_ERRORS
+from pitr_pipelines.wal.bundle_file import UNPACKING_ERRORS, is_whole
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import classify
+
+_UNREADABLE: tuple[type[Exception], ...] = (tarfile.TarError, gzip.BadGzipFile, *UNPACKING_ERRORS)
 
 
 def return_to_archive(layout: Layout, database: str, hour: Hour) -> int:
@@ -30,9 +33,13 @@ def return_to_archive(layout: Layout, database: str, hour: Hour) -> int:
     if layout.bundle_record(database, hour).exists() or not bundle.exists():
         return 0
     wal = durable.make_directory(layout.wal(database))
+    for leftover in wal.glob(".[0-9A-F]*.tmp"):  # of a process that was killed here
+        leftover.unlink(missing_ok=True)
     returned = 0
     try:
-        with igzip.IGzipFile(bundle, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
+        if not is_whole(bundle):
+            raise EOFError("it is cut off")
+        with igzip.open(bundle, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
             for entry in tar:
                 target = wal / entry.name
                 if classify(entry.name) is None or not entry.isreg() or target.exists():
@@ -41,7 +48,7 @@ def return_to_archive(layout: Layout, database: str, hour: Hour) -> int:
                 assert content is not None
                 _put(target, content.read(), _mtime_ns(entry))
                 returned += 1
-    except (tarfile.TarError, OSError, *UNPACKING_ERRORS) as error:
+    except _UNREADABLE as error:
         raise ArtifactDamaged(
             f"the bundle {bundle} has no record and cannot be read: {error}",
             remedy="If the raw segments of this hour are still in the WAL archive, remove this file and "
@@ -58,7 +65,7 @@ def _mtime_ns(entry: tarfile.TarInfo) -> int:
 def _put(target: Path, content: bytes, mtime_ns: int) -> None:
     temporary = durable.temporary_name(target)
     try:
-        with temporary.open("xb") as file:
+        with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))

@@ -7,7 +7,7 @@ Source: PostgreSQL's src/backend/access/transam/timeline.c.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pitr_pipelines.wal.lsn import Lsn
 
@@ -39,6 +39,11 @@ class TimelineHistory:
             if len(fields) < 2 or not fields[0].isdigit():
                 raise ValueError(f"not a line of a timeline history: {line!r}")
             ancestors.append(Ancestor(int(fields[0]), Lsn.parse(fields[1])))
+        # A server that ended its recovery before the switch to the timeline it was told to follow has left
+        # that one at an LSN below the switch. What counts is where the branch really went.
+        for index in range(len(ancestors) - 1, 0, -1):
+            if ancestors[index].switched_at < ancestors[index - 1].switched_at:
+                ancestors[index - 1] = replace(ancestors[index - 1], switched_at=ancestors[index].switched_at)
         numbers = [a.timeline for a in ancestors] + [timeline]
         if numbers != sorted(set(numbers)):
             raise ValueError(f"timelines in the history of {timeline} do not ascend: {numbers}")

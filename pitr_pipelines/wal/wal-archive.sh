@@ -65,10 +65,9 @@ dump_header() {
 }
 
 # Sets system_identifier and segment_size from such a dump, which has 8 short, 4 int and 2 long numbers
-# for every 16 bytes. Dd's report of six words may stand before it or behind.
+# for every 16 bytes. Dd's report of six words may stand behind it.
 read_header() {
     set -- $1
-    case ${1-} in *+*) shift 6 ;; esac
     case $#${36-} in 35 | 41*+*) ;; *) return 1 ;; esac
     [ $(($2 & 2)) -ne 0 ] || return 1 # 2 is XLP_LONG_HEADER
     system_identifier=${28}
@@ -152,12 +151,15 @@ else
     find_unused
     temporary=$unused
     said=$(
-        exec 2>&1
-        set -C
         [ $is_segment = no ] || dump_header "$source" &
-        dd if="$source" bs=262144 conv=fsync status=noxfer >"$temporary"
+        report=$(
+            exec 2>&1
+            set -C
+            exec dd if="$source" bs=262144 conv=fsync status=noxfer >"$temporary"
+        )
         status=$?
-        wait # else it is left to process 1, which in a container is PostgreSQL
+        wait # or else it is left to process 1, which in a container is PostgreSQL
+        printf '%s\n' "$report"
         exit $status
     ) || fail "cannot copy $source into $archive: $(reason "$said" $?); make room or fix access there, PostgreSQL will try again"
 fi
@@ -168,8 +170,8 @@ if [ $is_segment = yes ]; then
         fail "refused $name: $source does not start with the long page header of a WAL segment; it is damaged or no WAL, look at it with pg_waldump"
     if [ -n "$temporary" ]; then
         # Dd has counted its blocks, which costs nothing; segments are a whole number of them.
-        case " $said" in
-            *[!0-9]"$((segment_size / 262144))+0 records in"*) ;;
+        case $said in
+            *"$newline$((segment_size / 262144))+0 records in"*) ;;
             *) fail "refused $name: $source is not $segment_size bytes long, as its header says; it is damaged, look at it with pg_waldump" ;;
         esac
     fi

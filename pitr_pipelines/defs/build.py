@@ -1,0 +1,51 @@
+"""All of Dagster's definitions, from the settings: two databases or two hundred."""
+
+import warnings
+
+import dagster as dg
+
+from pitr_pipelines.defs.archive_sensor import build_archive_sensor
+from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
+from pitr_pipelines.defs.base_backup import build_base_backup
+from pitr_pipelines.defs.external import restored_cluster, wal_archive
+from pitr_pipelines.defs.jobs import build_jobs
+from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
+from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.restore_job import build_restore_job
+from pitr_pipelines.defs.restore_points import build_restore_points
+from pitr_pipelines.defs.schedules import build_schedules
+from pitr_pipelines.defs.wal_bundle import build_wal_bundle
+from pitr_pipelines.settings import Settings
+
+
+def build_definitions(settings: Settings) -> dg.Definitions:
+    """Build the assets, jobs, schedules and sensors for every database in the settings."""
+    with warnings.catch_warnings():
+        # Backfill policies are beta in the one version of Dagster that pyproject.toml allows.
+        warnings.simplefilter("ignore", category=dg.BetaWarning)
+        return _build(settings, Partitions.since(settings.first_day))
+
+
+def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
+    assets: list[dg.AssetsDefinition | dg.AssetSpec] = []
+    for database in settings.databases:
+        assets += [
+            wal_archive(settings, database),
+            build_base_backup(settings, database, partitions),
+            build_wal_bundle(settings, database, partitions),
+            restored_cluster(settings, database, partitions),
+        ]
+    assets.append(build_restore_points(settings))
+    jobs = build_jobs(settings)
+    return dg.Definitions(
+        assets=assets,
+        jobs=[*jobs.all(), build_restore_job(settings, partitions)],
+        schedules=build_schedules(settings, jobs),
+        sensors=[
+            build_artifact_sensor(settings, jobs),
+            build_archive_sensor(settings),
+            build_missed_base_sensor(settings, jobs),
+        ],
+        # A run has a process of its own; a second one for each step costs seconds and isolates nothing.
+        executor=dg.in_process_executor,
+    )

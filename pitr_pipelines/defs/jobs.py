@@ -1,0 +1,61 @@
+"""The jobs that the schedules and sensors run: all base backups, all bundles, the manifest."""
+
+from dataclasses import dataclass
+
+import dagster as dg
+from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+from pitr_pipelines.defs.names import (
+    BASE_BACKUP,
+    DAILY_BASE_BACKUPS,
+    HOURLY_BUNDLES,
+    NO_RETRIES,
+    REFRESH_RESTORE_POINTS,
+    RESTORE_POINTS,
+    WAL_BUNDLE,
+    asset_key,
+)
+from pitr_pipelines.settings import Settings
+
+BASES_AT_ONCE = 2
+"""Base backups that one run takes at the same time. Each is a process, so that a database which
+hangs does not hold up the others; two leave a small machine able to work."""
+
+
+@dataclass(frozen=True)
+class Jobs:
+    """The asset jobs, by what they make."""
+
+    bases: UnresolvedAssetJobDefinition
+    bundles: UnresolvedAssetJobDefinition
+    restore_points: UnresolvedAssetJobDefinition
+
+    def all(self) -> list[UnresolvedAssetJobDefinition]:
+        return [self.bases, self.bundles, self.restore_points]
+
+
+def build_jobs(settings: Settings) -> Jobs:
+    """Build the jobs over every database in the settings."""
+    return Jobs(
+        dg.define_asset_job(
+            DAILY_BASE_BACKUPS,
+            selection=[asset_key(name, BASE_BACKUP) for name in settings.databases],
+            executor_def=dg.multiprocess_executor.configured({"max_concurrent": BASES_AT_ONCE}),
+            tags=NO_RETRIES,
+            description="Today's base backup of every database.",
+        ),
+        dg.define_asset_job(
+            HOURLY_BUNDLES,
+            selection=[asset_key(name, WAL_BUNDLE) for name in settings.databases],
+            executor_def=dg.in_process_executor,
+            tags=NO_RETRIES,
+            description="One hour's bundle of every database; a range of hours is one run.",
+        ),
+        dg.define_asset_job(
+            REFRESH_RESTORE_POINTS,
+            selection=[RESTORE_POINTS],
+            executor_def=dg.in_process_executor,
+            tags=NO_RETRIES,
+            description="Bring the manifest up to date with the records in storage.",
+        ),
+    )

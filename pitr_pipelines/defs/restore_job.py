@@ -1,0 +1,204 @@
+"""The job `restore`: the chosen hour's end, or an exact moment in it, in a new cluster of its own.
+
+The plan is logged before anything is touched, and it is the plan that is then carried out, also when
+the run is executed again from its failed step.
+"""
+
+# Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
+
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+from pydantic import Field, create_model
+
+from pitr_pipelines.defs.failures import shown_as_failures
+from pitr_pipelines.defs.metadata import restore_metadata
+from pitr_pipelines.defs.names import NO_RETRIES, RESTORE, RESTORED_CLUSTER, asset_key
+from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.progress import LogProgress
+from pitr_pipelines.errors import BadRequest
+from pitr_pipelines.restore.plan import Plan
+from pitr_pipelines.restore.target import HourTarget, TimeTarget, parse_moment, show_moment
+from pitr_pipelines.settings import Settings
+from pitr_pipelines.wal.hours import Hour
+
+PLAN_STEP = "plan_restore"
+RUN_STEP = "run_restore"
+
+
+class WhatToRestore(dg.Config):
+    """What to restore; the hour is the run's partition. `database` joins in `build_restore_job`."""
+
+    target_time: str | None = Field(
+        default=None,
+        description="Exact moment within the chosen hour, such as '2026-01-29 14:30:00'; read in the "
+        "configured time zone unless it has an offset (+01:00 or Z). Default: the end of the hour.",
+    )
+
+
+class WhereTo(dg.Config):
+    """Where the restored cluster goes."""
+
+    directory: str | None = Field(
+        default=None,
+        description="New or empty directory, as an absolute path. Default: a new one below restore_root.",
+    )
+    port: int | None = Field(
+        default=None, ge=1, le=65535, description="Port of the restored server. Default: one that is free."
+    )
+    keep_running: bool = Field(
+        default=True, description="Leave the restored server running; otherwise stop it when it is done."
+    )
+
+
+def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefinition:
+    """Build the job; its launchpad is filled in with the first database and every default."""
+    databases = Enum("Database", {name: name for name in settings.databases})  # type: ignore[misc]
+    what = create_model(
+        "WhatToRestore",
+        __base__=WhatToRestore,
+        database=(databases, Field(description="Which database to restore; the original is not touched.")),
+    )
+
+    @dg.op(
+        name=PLAN_STEP,
+        description="Decides how to reach the target and checks every byte that it needs; changes nothing.",
+        out=dg.Out(description="The plan, carried out as it was logged."),
+    )
+    def plan_restore(context: dg.OpExecutionContext, config: what) -> Plan:  # type: ignore[valid-type]
+        chosen: Any = config
+        with shown_as_failures():
+            return _plan(context, settings, chosen.database.value, chosen.target_time)
+
+    @dg.op(
+        name=RUN_STEP,
+        description="Restores into a new directory, recovers to the target, and proves that it was reached.",
+    )
+    def run_restore(context: dg.OpExecutionContext, config: WhereTo, plan: Plan) -> None:
+        with shown_as_failures():
+            _restore(context, settings, plan, config)
+
+    @dg.job(
+        name=RESTORE,
+        partitions_def=partitions.hours,
+        executor_def=dg.in_process_executor,
+        # On disk, so that a run can be executed again from its failed step with the same plan.
+        resource_defs={"io_manager": dg.FilesystemIOManager()},
+        config=_defaults(settings),
+        tags=NO_RETRIES,
+        description="Restore a database to a moment, in a new cluster beside the original. Choose the hour "
+        "as partition (UTC); for an exact moment give target_time.",
+    )
+    def restore() -> None:
+        run_restore(plan_restore())
+
+    return restore
+
+
+def choose_target(
+    hour: Hour, target_time: str | None, zone: ZoneInfo, now: datetime
+) -> HourTarget | TimeTarget:
+    """Return the target that an hour and perhaps an exact time within it stand for.
+
+    Raises BadRequest if the time is not in the hour, or if the hour's end is still to come.
+    """
+    span = f"{show_moment(hour.start, zone)} to {show_moment(hour.end, zone)}"
+    if target_time is None or not target_time.strip():
+        if hour.end > now:
+            raise BadRequest(
+                f"the hour {hour} ({span}) is not over, so its end cannot be restored yet",
+                remedy="Give target_time: a moment of that hour before now, such as "
+                f"'{now.astimezone(zone).isoformat(sep=' ', timespec='seconds')}'. Or choose the hour "
+                f"{Hour.containing(now).preceding()}.",
+            )
+        return HourTarget(hour)
+    moment = parse_moment(target_time, zone)
+    if not hour.start <= moment <= hour.end:
+        raise BadRequest(
+            f"target_time {show_moment(moment, zone)} is not in the chosen hour {hour} ({span})",
+            remedy=f"Choose the partition {Hour.containing(moment)}, or a time within the hour; without an "
+            f"offset it is read in {zone.key}.",
+        )
+    return TimeTarget(moment)
+
+
+def _defaults(settings: Settings) -> dict[str, Any]:
+    where = {"directory": None, "port": None, "keep_running": True}
+    what = {"database": next(iter(settings.databases)), "target_time": None}
+    return {"ops": {PLAN_STEP: {"config": what}, RUN_STEP: {"config": where}}}
+
+
+def _chosen_hour(context: dg.OpExecutionContext) -> Hour:
+    keys = context.partition_key_range if context.has_partition_key_range else None
+    if keys is not None and keys.start != keys.end:
+        raise BadRequest(
+            f"a restore goes to one hour, not to every one from {keys.start} to {keys.end}",
+            remedy="Launch it again with a single partition.",
+        )
+    if keys is None and not context.has_partition_key:
+        raise BadRequest(
+            "no hour was chosen", remedy="Launch the job with a partition: the hour to restore, in UTC."
+        )
+    return Hour.parse(context.partition_key)
+
+
+def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, target_time: str | None) -> Plan:
+    # The restore and its server connections are only imported where there is one.
+    from pitr_pipelines.restore.plan_text import plan_json, plan_lines
+    from pitr_pipelines.restore.prepare import plan_restore
+
+    target = choose_target(_chosen_hour(context), target_time, settings.zone, datetime.now(UTC))
+    plan = plan_restore(settings, database, target, report=LogProgress(context.log))
+    lines = plan_lines(plan, settings.zone)
+    for line in lines:
+        context.log.info(line)
+    context.add_output_metadata(
+        {
+            "plan": dg.MetadataValue.md("```\n" + "\n".join(lines) + "\n```"),
+            "details": dg.MetadataValue.json(plan_json(plan)),
+        }
+    )
+    return plan
+
+
+def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, where: WhereTo) -> None:
+    from pitr_pipelines.restore.destination import choose_destination
+    from pitr_pipelines.restore.restore import restore
+
+    hour = _chosen_hour(context)
+    directory = _absolute(where.directory)
+    destination = choose_destination(
+        settings, plan, to=directory, port=where.port, keep_running=where.keep_running
+    )
+    context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
+    report = restore(
+        settings, plan, destination, report=LogProgress(context.log), log=lambda line: context.log.info(line)
+    )
+    for line in report.lines(settings.zone):
+        context.log.info(line)
+    metadata = restore_metadata(report)
+    context.log_event(
+        dg.AssetMaterialization(
+            asset_key(plan.database, RESTORED_CLUSTER),
+            partition=str(hour),
+            description=f"{plan.database}, restored to {plan.target}",
+            metadata=metadata,
+        )
+    )
+    context.add_output_metadata(metadata)
+
+
+def _absolute(directory: str | None) -> Path | None:
+    if directory is None or not directory.strip():
+        return None
+    path = Path(directory.strip())
+    if not path.is_absolute():
+        raise BadRequest(
+            f"the directory {directory!r} is not an absolute path",
+            remedy="A run's working directory is nobody's choice: write the path from / on.",
+        )
+    return path

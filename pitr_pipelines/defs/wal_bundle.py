@@ -1,0 +1,111 @@
+"""The asset `wal_bundle`: one hour's WAL of one database in one file, sealed where that is possible.
+
+A backfill is one run over its hours, oldest first. An hour that fails stops no other; at the end the
+run fails and names each of them, and the hours that went well count all the same.
+"""
+
+# Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
+
+import time
+from collections.abc import Iterable
+
+import dagster as dg
+
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.manifest import refresh_manifest
+from pitr_pipelines.defs.failures import failure_of_some, from_system, shown_as_failures
+from pitr_pipelines.defs.metadata import Metadata, bundle_metadata, work_metadata
+from pitr_pipelines.defs.names import WAL_ARCHIVE, WAL_BUNDLE, asset_key
+from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.progress import LogProgress
+from pitr_pipelines.errors import PitrError
+from pitr_pipelines.settings import Settings, asset_name
+from pitr_pipelines.units import show_bytes, show_duration
+from pitr_pipelines.wal.bundles import BundleOutcome, make_bundle
+from pitr_pipelines.wal.hours import Hour
+
+
+def build_wal_bundle(settings: Settings, database: str, partitions: Partitions) -> dg.AssetsDefinition:
+    """Build the asset of one database."""
+
+    @dg.asset(
+        name=WAL_BUNDLE,
+        key_prefix=asset_name(database),
+        group_name=asset_name(database),
+        partitions_def=partitions.hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        deps=[asset_key(database, WAL_ARCHIVE)],
+        kinds={"postgres", "gzip"},
+        tags={"pitr/database": database},
+        description=f"One hour (UTC) of `{database}`'s WAL in one `.tar.gz`; its end is a restore point. Any "
+        "hour can be bundled at any time, in any order, with the same result; the running hour gives a "
+        "restore point now and is bundled again when it is over.",
+    )
+    # Without the annotation Dagster's IO manager breaks on a range of partitions.
+    def wal_bundle(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+        hours = sorted(Hour.parse(key) for key in context.partition_keys)
+        with shown_as_failures():
+            return _materialize(context, settings, database, hours)
+
+    return wal_bundle
+
+
+def _materialize(
+    context: dg.AssetExecutionContext, settings: Settings, database: str, hours: Iterable[Hour]
+) -> "dg.MaterializeResult[None]":
+    made: dict[Hour, Metadata] = {}
+    failed: list[tuple[str, PitrError]] = []
+    for hour in hours:
+        started = time.monotonic()
+        try:
+            outcome = make_bundle(settings, database, hour, report=LogProgress(context.log))
+            problem = outcome.problem
+        except PitrError as error:
+            problem = error
+        except OSError as error:
+            problem = from_system(error)
+        else:
+            duration_s = time.monotonic() - started
+            context.log.info(_line(database, outcome, duration_s))
+            if problem is None:
+                made[hour] = _metadata(settings, outcome, duration_s)
+        if problem is not None:
+            context.log.error(f"{database}, hour {hour}: {problem}")
+            failed.append((str(hour), problem))
+    try:
+        refresh_manifest(settings)
+    except PitrError as error:
+        failed.append(("the manifest", error))
+    except OSError as error:
+        failed.append(("the manifest", from_system(error)))
+    if failed:
+        # A step that fails reports nothing by itself; these hours are done.
+        for hour, metadata in made.items():
+            context.log_event(
+                dg.AssetMaterialization(context.asset_key, partition=str(hour), metadata=metadata)
+            )
+        raise failure_of_some(len(made), failed)
+    for hour, metadata in made.items():
+        context.add_asset_metadata(metadata, partition_key=str(hour))
+    return dg.MaterializeResult()
+
+
+def _metadata(settings: Settings, outcome: BundleOutcome, duration_s: float) -> Metadata:
+    metadata = bundle_metadata(Layout(settings.backup_root), outcome.record)
+    if outcome.changed:
+        metadata |= work_metadata(duration_s, outcome.record.raw_bytes)
+    return metadata | {
+        "made_by_this_run": dg.MetadataValue.bool(outcome.changed),
+        "pruned_raw_files": dg.MetadataValue.int(outcome.pruned),
+    }
+
+
+def _line(database: str, outcome: BundleOutcome, duration_s: float) -> str:
+    record = outcome.record
+    if not outcome.changed:
+        return f"{database}, hour {record.hour}: bundled already ({record.state})"
+    what = f"{len(record.segments)} segments, {show_bytes(record.raw_bytes)}"
+    if record.file is not None:
+        what += f" into {show_bytes(record.file.size_bytes)}"
+    line = f"{database}, hour {record.hour}: {what} in {show_duration(duration_s)}, {record.state}"
+    return line + (f"; restore point {record.seal.restore_point}" if record.seal else "")

@@ -1,0 +1,1 @@
+"""The demo: servers from nothing, and the story that `make demo` tells."""

@@ -1,0 +1,240 @@
+"""The WAL archive's directory and script on this machine, made ready for the server that writes there.
+
+Never takes over the archive of another cluster, and never removes a file. Directories are only
+opened as far as the server needs: others may pass through them, not list them.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pitr_pipelines import durable
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.errors import ServerNotReady
+from pitr_pipelines.postgres.account import Account, run
+from pitr_pipelines.postgres.prepare_plan import State, Step
+from pitr_pipelines.wal.lsn import WalFileKind, classify
+
+IDENTITY_FILE = "system_identifier"
+"""In the archive: which cluster it belongs to, in decimal. wal-archive.sh reads it."""
+
+ARCHIVE_MODE = 0o750
+_SCRIPT = ("pitr_pipelines.wal", "wal-archive.sh")
+_SCRIPT_MODE = 0o755
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOwner:
+    """The system user a server on this machine runs as."""
+
+    uid: int
+    gid: int
+
+    @property
+    def name(self) -> str:
+        try:
+            return pwd.getpwuid(self.uid).pw_name
+        except KeyError:
+            return str(self.uid)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStep:
+    """A step on this machine, and what it does; None when there is nothing to do."""
+
+    step: Step
+    act: Callable[[], None] | None = None
+
+
+def script_text() -> bytes:
+    """Return wal-archive.sh as this package has it."""
+    package, name = _SCRIPT
+    return resources.files(package).joinpath(name).read_bytes()
+
+
+def owner_on_this_machine(data_directory: str, system_identifier: str) -> ServerOwner | None:
+    """Return whom the server runs as, or None if its data directory is not on this machine."""
+    directory = Path(data_directory)
+    try:
+        status = directory.stat()
+        with (directory / "global" / "pg_control").open("rb") as file:
+            found = int.from_bytes(file.read(8), "little")
+    except FileNotFoundError:
+        return None
+    except PermissionError:  # somebody else's, as it should be; then the path has to be proof enough
+        return ServerOwner(status.st_uid, status.st_gid) if directory.is_dir() else None
+    return ServerOwner(status.st_uid, status.st_gid) if str(found) == system_identifier else None
+
+
+def archive_owner(archive: Path) -> str | None:
+    """Return the system identifier of the cluster that an archive belongs to, None while it has none.
+
+    It is in the identity file, else in the header of the WAL that is there (XLogLongPageHeaderData:
+    eight bytes at 24). Raises OSError if it cannot be read.
+    """
+    try:
+        return (archive / IDENTITY_FILE).read_text().strip()
+    except FileNotFoundError:
+        pass
+    if archive.is_dir():
+        for path in sorted(archive.iterdir()):
+            if classify(path.name) is WalFileKind.SEGMENT:
+                with path.open("rb") as file:
+                    return str(int.from_bytes(file.read(32)[24:], "little"))
+    return None
+
+
+def archive_steps(
+    database: str,
+    layout: Layout,
+    *,
+    system_identifier: str,
+    owner: ServerOwner | None,
+    server_archive: str,
+    install_script: bool,
+) -> list[LocalStep]:
+    """Return what has to be done here so that the server can archive, and change nothing yet.
+
+    `server_archive` is the archive's path as the server sees it. Raises ServerNotReady if the archive
+    belongs to another cluster.
+    """
+    archive = layout.wal(database)
+    belongs_to = _checked_owner(archive, database, system_identifier)
+    directories = [layout.root, archive.parent, *([layout.archive_script.parent] if install_script else [])]
+    steps = [_directory_step(archive, owner)]
+    if owner is not None and owner.uid != os.geteuid():
+        steps += [step for directory in directories if (step := _passable_step(directory))]
+    steps.append(_identity_step(archive, system_identifier, belongs_to))
+    if install_script:
+        steps.append(_script_step(layout.archive_script))
+    if owner is None:
+        steps.append(
+            LocalStep(
+                Step(
+                    f"the server is not on this machine: let its system user write to {server_archive} "
+                    f"(here {archive}) and this one read there; the official images run as uid 999 "
+                    "(Debian) or 70 (Alpine)",
+                    State.BY_HAND,
+                )
+            )
+        )
+    elif owner.uid != os.geteuid() and os.geteuid() != 0:
+        steps.append(
+            LocalStep(
+                Step(
+                    f"the server runs as {owner.name}: as root, run chown {owner.name}:{os.getegid()} "
+                    f"'{archive}' && chmod 2750 '{archive}'",
+                    State.BY_HAND,
+                )
+            )
+        )
+    return steps
+
+
+def unreachable_by(owner: ServerOwner, archive: Path, script: Path) -> str | None:
+    """Return what keeps the server's user from archiving, or None. Only root can find out."""
+    if os.geteuid() != 0 or owner.uid == 0:
+        return None
+    account = Account(owner.uid, owner.gid, owner.name, switch=True)
+    for test, path, right in (("-w", archive, "write to"), ("-x", script, "execute")):
+        if run(account, ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, path]).returncode != 0:
+            return f"{owner.name}, whom the server runs as, cannot {right} {path}"
+    return None
+
+
+def _checked_owner(archive: Path, database: str, system_identifier: str) -> str | None:
+    try:
+        belongs_to = archive_owner(archive)
+    except OSError as error:
+        raise ServerNotReady(
+            f"cannot read the WAL archive {archive} of {database}: {error.strerror}",
+            remedy="Let the user this runs as read that directory, or run this as root.",
+        ) from None
+    if belongs_to not in (None, system_identifier):
+        raise ServerNotReady(
+            f"the WAL archive {archive} belongs to the cluster with system identifier {belongs_to}, but "
+            f"{database} is {system_identifier}; nothing was changed",
+            remedy="A restored, re-created or upgraded cluster is another cluster, or the dsn leads to "
+            "the wrong server. Correct the dsn, give the new cluster a new name in the settings, or "
+            "move the old archive and its bundles and bases away.",
+        )
+    return belongs_to
+
+
+def _directory_step(archive: Path, owner: ServerOwner | None) -> LocalStep:
+    may_give = os.geteuid() == 0 and owner is not None
+    if archive.is_dir():
+        status = archive.stat()
+        if not may_give or owner is None or (status.st_uid == owner.uid and status.st_mode & 0o700 == 0o700):
+            return LocalStep(Step(f"directory {archive}", State.ALREADY))
+
+    def act() -> None:
+        made = not archive.is_dir()
+        durable.make_directory(archive)
+        if may_give and owner is not None:
+            os.chown(archive, owner.uid, owner.gid)
+        if made or may_give:
+            archive.chmod(ARCHIVE_MODE)
+
+    whose = f" of {owner.name}" if may_give and owner is not None else ""
+    return LocalStep(Step(f"directory {archive}{whose}", State.TO_DO), act)
+
+
+def _passable_step(directory: Path) -> LocalStep | None:
+    """Let the server's user pass through a directory of ours; whoever owns others must do so himself."""
+    if directory.is_dir():
+        status = directory.stat()
+        if status.st_mode & 0o001 or status.st_uid != os.geteuid():
+            return None
+    return LocalStep(
+        Step(f"others may pass through {directory}", State.TO_DO),
+        lambda: durable.make_directory(directory).chmod(directory.stat().st_mode & 0o7777 | 0o011),
+    )
+
+
+def _identity_step(archive: Path, system_identifier: str, belongs_to: str | None) -> LocalStep:
+    file = archive / IDENTITY_FILE
+    what = f"{file} says {system_identifier}"
+    if belongs_to is not None and file.exists():
+        return LocalStep(Step(what, State.ALREADY))
+    # The server's user must be able to read it; the directory decides who else can.
+    return LocalStep(
+        Step(what, State.TO_DO), lambda: _install(file, f"{system_identifier}\n".encode(), 0o644)
+    )
+
+
+def _script_step(script: Path) -> LocalStep:
+    content = script_text()
+    what = f"archive script {script}"
+    if script.is_file() and script.read_bytes() == content and script.stat().st_mode & 0o777 == _SCRIPT_MODE:
+        return LocalStep(Step(what, State.ALREADY))
+
+    def act() -> None:
+        durable.make_directory(script.parent)
+        _install(script, content, _SCRIPT_MODE)
+
+    return LocalStep(Step(what, State.TO_DO), act)
+
+
+def _install(path: Path, content: bytes, mode: int) -> None:
+    """Publish a file that another user reads: it never exists without its content and mode.
+
+    That user may own the directory: created exclusively, the file is no link that he put there.
+    """
+    temporary = durable.temporary_name(path)
+    temporary.unlink(missing_ok=True)
+    try:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        durable.replace_durably(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,332 @@
+"""Where a restore goes: a new directory, checked before anything is touched, then claimed.
+
+The promise: nothing that exists is ever overwritten. From the moment it is claimed until the restore
+is whole and on disk, the directory holds a file INCOMPLETE, which is created first and removed last;
+a directory with that file is never taken for a database, by us or by a person who looks at it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pitr_pipelines import durable
+from pitr_pipelines.errors import BadRequest, DestinationInUse, PitrError
+from pitr_pipelines.postgres.account import Account, make_owned_directory, run, server_account
+from pitr_pipelines.postgres.server import free_port
+from pitr_pipelines.restore.plan import Plan
+from pitr_pipelines.restore.target import LatestTarget
+from pitr_pipelines.restore.wal_source import InBase
+from pitr_pipelines.settings import Settings
+from pitr_pipelines.units import show_bytes
+
+INCOMPLETE = "INCOMPLETE"
+
+REPLAYED_WAL_KEPT = 8 * 1024**3
+"""How much replayed WAL, in bytes, recovery may keep in pg_wal before it removes the oldest."""
+
+_SPARE_BYTES = 256 * 1024**2
+_SOCKET_PATH_BYTES = 107
+"""The longest path of a Unix socket that Linux takes, without its final zero (man 7 unix)."""
+
+
+class DestinationUnusable(PitrError):
+    """The directory is too small for the restore, or cannot be reached. Nothing was touched."""
+
+    exit_code = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A restore's own directory, and the port on which the restored server is to listen."""
+
+    directory: Path
+    port: int
+    keep_running: bool
+
+    @property
+    def data_directory(self) -> Path:
+        return self.directory / "data"
+
+    @property
+    def tablespaces(self) -> Path:
+        """Holds a directory for each tablespace, named by its oid."""
+        return self.directory / "tablespaces"
+
+    @property
+    def staging(self) -> Path:
+        """Holds the WAL that recovery asks for, while it does."""
+        return self.directory / "wal"
+
+    @property
+    def script(self) -> Path:
+        return self.directory / "restore-wal.sh"
+
+    @property
+    def run(self) -> Path:
+        """Where the server's socket is, unless that path is too long."""
+        return self.directory / "run"
+
+    @property
+    def log_file(self) -> Path:
+        return self.directory / "server.log"
+
+    @property
+    def report_file(self) -> Path:
+        return self.directory / "restore.json"
+
+    @property
+    def marker(self) -> Path:
+        return self.directory / INCOMPLETE
+
+
+def choose_destination(
+    settings: Settings, plan: Plan, *, to: Path | None, port: int | None, keep_running: bool
+) -> Destination:
+    """Decide where a plan is carried out, and check that it can be there. Touches nothing.
+
+    `to` is a directory that does not exist or is empty; by default it is a new one in
+    `restore_root`, named for the database and the target. `port` is on 127.0.0.1; by default one
+    that is free. Raises DestinationInUse, DestinationUnusable or BadRequest.
+    """
+    directory = (to or _new_name(settings, plan)).absolute().resolve()
+    _check_name(directory)
+    _check_place(settings, directory)
+    _check_empty(directory)
+    account = server_account(settings.run_as)
+    _check_reach(directory, account)
+    _check_space(directory, plan)
+    if port is None:
+        port = free_port()
+    else:
+        _check_port(port)
+    return Destination(directory, port, keep_running)
+
+
+def claim(destination: Destination, plan: Plan, account: Account) -> None:
+    """Create the directory, marked as incomplete, with room for what will be in it.
+
+    Raises DestinationInUse if it is not empty, or another restore claims it at this moment.
+    """
+    directory = destination.directory
+    _make_parents(directory.parent)
+    if directory.is_dir():
+        _check_empty(directory)
+    else:
+        directory.mkdir(mode=0o700)
+        durable.fsync_directory(directory.parent)
+    _mark(destination, plan)
+    # Ours, so that no server can change what stands beside its data; open to its group, to pass.
+    _open_to_group(directory, account)
+    for path in (destination.tablespaces, destination.staging):
+        path.mkdir(mode=0o700)
+        _open_to_group(path, account)
+    for path in (destination.data_directory, destination.run):
+        make_owned_directory(path, account)
+
+
+def space_needed(plan: Plan) -> int:
+    """Return how many bytes a restore takes at its peak: base, WAL twice while it is replayed, and more."""
+    size = plan.base.wal_segment_size
+    carried = sum(segment.place == InBase(plan.base.day) for segment in plan.segments) * size
+    staged = plan.wal_bytes - carried
+    base = plan.base.uncompressed_bytes
+    return base + carried + staged + min(staged, REPLAYED_WAL_KEPT) + base // 20 + _SPARE_BYTES
+
+
+def fits_a_socket(directory: Path, port: int) -> bool:
+    """Tell whether a server on `port` can have its Unix socket in `directory`."""
+    return len(os.fsencode(directory / f".s.PGSQL.{port}")) <= _SOCKET_PATH_BYTES
+
+
+def port_is_free(port: int) -> bool:
+    """Tell whether a server could listen on a port of 127.0.0.1 now."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as postgres does
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _new_name(settings: Settings, plan: Plan) -> Path:
+    if isinstance(plan.target, LatestTarget):
+        stamp = f"latest-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    else:
+        stamp = f"{plan.target.moment.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    first = path = settings.restore_root / f"{plan.database}-{stamp}"
+    number = 1
+    while path.exists() or path.is_symlink():
+        number += 1
+        path = first.with_name(f"{first.name}-{number}")
+    return path
+
+
+def _check_name(directory: Path) -> None:
+    if any(not character.isprintable() for character in str(directory)):
+        raise BadRequest(
+            f"{str(directory)!r} has a character that PostgreSQL's configuration cannot hold",
+            remedy="Name a directory without line breaks and other control characters.",
+        )
+
+
+def _check_place(settings: Settings, directory: Path) -> None:
+    root = settings.backup_root.resolve()
+    if directory == root or root in directory.parents:
+        raise DestinationInUse(
+            f"{directory} lies in the backups themselves ({root})",
+            remedy="Name a directory elsewhere, or leave out --to: then it is made in restore_root "
+            f"({settings.restore_root}). Nothing was touched.",
+        )
+    for place in (directory, *directory.parents):
+        if os.path.lexists(place / "PG_VERSION"):
+            raise DestinationInUse(
+                f"{directory} lies in the data directory of a PostgreSQL cluster ({place})",
+                remedy="A restore never goes into or over another cluster: name a directory beside it. "
+                "Nothing was touched.",
+            )
+
+
+def _check_empty(directory: Path) -> None:
+    try:
+        found = sorted(entry.name for entry in directory.iterdir())
+    except FileNotFoundError:
+        return
+    except NotADirectoryError:
+        raise DestinationInUse(
+            f"{directory} is a file", remedy="Name a directory that does not exist yet. Nothing was touched."
+        ) from None
+    except PermissionError:
+        raise DestinationUnusable(
+            f"{directory} cannot be read", remedy="Name a directory of your own. Nothing was touched."
+        ) from None
+    if not found:
+        return
+    if INCOMPLETE in found:
+        server = _process_in(directory / "data" / "postmaster.pid")
+        raise DestinationInUse(
+            f"{directory} holds a restore that has not finished (see its file {INCOMPLETE})"
+            + (f", and process {server} still runs as its server" if server else ""),
+            remedy="If that restore is still running, wait for it. If it was interrupted, "
+            + (f"end its server (kill -QUIT {server}), " if server else "")
+            + "delete the directory or name another one, and restore again. Nothing was touched.",
+        )
+    hint = " A file system's own top directory is never empty: name one below it." * (found == ["lost+found"])
+    raise DestinationInUse(
+        f"{directory} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''})",
+        remedy="A restore needs a directory of its own: name one that does not exist yet, or leave out "
+        f"--to.{hint} Nothing was touched.",
+    )
+
+
+def _process_in(file: Path) -> int | None:
+    try:
+        number = int(file.read_text().partition("\n")[0])
+        os.kill(number, 0)
+    except PermissionError:
+        return None
+    except (OSError, ValueError):
+        return None
+    return number
+
+
+def _check_reach(directory: Path, account: Account) -> None:
+    """Check that we can create the directory, and that the server's account can get there."""
+    above = _existing(directory.parent)
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise DestinationUnusable(
+            f"{directory} cannot be created: {above} is not a directory in which this user can write",
+            remedy="Name another directory, or set restore_root to one that this user owns. "
+            "Nothing was touched.",
+        )
+    if not account.switch or _enters(account, above):
+        return
+    blocking = next(place for place in (*reversed(above.parents), above) if not _enters(account, place))
+    raise DestinationUnusable(
+        f"{directory} is out of reach for the user {account.name}, whom servers run as, because this runs "
+        f"as root: {blocking} is closed to that user",
+        remedy=f"Name a directory elsewhere, let others pass (chmod o+x '{blocking}'), or set run_as to a "
+        "user who may. Nothing was touched.",
+    )
+
+
+def _enters(account: Account, directory: Path) -> bool:
+    return run(account, ["/bin/sh", "-c", 'cd -- "$1"', "sh", directory]).returncode == 0
+
+
+def _check_space(directory: Path, plan: Plan) -> None:
+    place = _existing(directory)
+    status = os.statvfs(place)
+    free = status.f_bavail * status.f_frsize
+    needed = space_needed(plan)
+    if free < needed:
+        raise DestinationUnusable(
+            f"{place} has {show_bytes(free)} free, and this restore needs {show_bytes(needed)}: "
+            f"{show_bytes(plan.base.uncompressed_bytes)} of base backup, {show_bytes(plan.wal_bytes)} of WAL "
+            "(twice while it is replayed), and some to spare",
+            remedy="Make room, or name a directory on a larger file system. Nothing was touched.",
+        )
+
+
+def _check_port(port: int) -> None:
+    if not 0 < port < 65536:
+        raise BadRequest(f"{port} is not a TCP port", remedy="Ports go from 1 to 65535.")
+    if not port_is_free(port):
+        raise DestinationInUse(
+            f"the port {port} of 127.0.0.1 is taken, or not open to this user",
+            remedy="Name another one, or leave out --port: then a free one is taken. Nothing was touched.",
+        )
+
+
+def _existing(path: Path) -> Path:
+    while not os.path.lexists(path):
+        path = path.parent
+    return path
+
+
+def _make_parents(directory: Path) -> None:
+    """Create missing directories above the restore, open to everybody: the restore itself is not."""
+    missing = []
+    while not directory.is_dir():
+        missing.append(directory)
+        directory = directory.parent
+    for path in reversed(missing):
+        path.mkdir(exist_ok=True)
+        path.chmod(0o755)
+        durable.fsync_directory(path.parent)
+
+
+def _mark(destination: Destination, plan: Plan) -> None:
+    begun = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    text = (
+        f"This directory is a restore of {plan.database} that has not finished, or was interrupted.\n"
+        "It is not a database. Do not start a server here, and do not copy it.\n"
+        "\n"
+        f"Wanted: {plan.target}\n"
+        f"Begun:  {begun}, by process {os.getpid()} on {socket.gethostname()}\n"
+        "\n"
+        "If that process is gone: if data/postmaster.pid exists, end the server that its first line\n"
+        "names (kill -QUIT); then delete this directory, and restore again.\n"
+    )
+    try:
+        descriptor = os.open(destination.marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    except FileExistsError:
+        raise DestinationInUse(
+            f"another restore has just begun in {destination.directory}",
+            remedy="Name another directory. Nothing was touched.",
+        ) from None
+    with open(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    durable.fsync_directory(destination.directory)
+
+
+def _open_to_group(path: Path, account: Account) -> None:
+    if account.switch:
+        os.chown(path, -1, account.gid)
+    path.chmod(0o750)

@@ -1,0 +1,264 @@
+"""Recovery: PostgreSQL replays the staged WAL, alone, and what it says is held against the plan.
+
+The server that replays is cut off: it listens only on a socket in a directory that its own user
+alone can enter, and its settings are given on its command line, which beats every file. It runs
+without fsync, so until the caller has synced the file system the result is not on disk. A server
+that was started here is ended again whatever happens.
+"""
+
+from __future__ import annotations
+
+import shlex
+import struct
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pitr_pipelines.errors import RecoveryFailed
+from pitr_pipelines.postgres.account import give
+from pitr_pipelines.postgres.server import Cluster
+from pitr_pipelines.progress import Progress, Report, silent
+from pitr_pipelines.restore.conf_file import ConfFile
+from pitr_pipelines.restore.configure import HARMLESS
+from pitr_pipelines.restore.destination import REPLAYED_WAL_KEPT, Destination, fits_a_socket
+from pitr_pipelines.restore.fetch import EXPECTED
+from pitr_pipelines.restore.memory import available_memory
+from pitr_pipelines.restore.plan import Plan, StopAtTime
+from pitr_pipelines.restore.recovery_log import LINE_PREFIX, RecoveryLog, count_segments
+from pitr_pipelines.restore.wal_source import InBase
+from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
+
+_POLL_S = 0.1
+_START_S = 5.0
+_COMING_UP_S = 1.0
+_STOP_S = 3600.0
+_RECOVERY_SIGNAL = "recovery.signal"
+_ACCESS_FILE = "pg_hba.recovery.conf"
+_LEFT_BY_THE_SOURCE = ("postmaster.pid", "postmaster.opts", "standby.signal", "promote")
+_LEFT_BY_RECOVERY = ("backup_label.old", "tablespace_map.old", _ACCESS_FILE)
+_PAGE_HEADER = struct.Struct("=HHIQI")
+_CONTINUES_RECORD = 0x0001
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What recovery came to.
+
+    `end_lsn` is just past the last record that was replayed; `last_transaction_at` is when the last
+    transaction in it ended, None if there was none; `stopped_before` is when the first one that was
+    left out ended, None if recovery went to the end of the WAL.
+    """
+
+    timeline: int
+    end_lsn: Lsn
+    last_transaction_at: datetime | None
+    stopped_before: datetime | None
+    segments_replayed: int
+
+
+@contextmanager
+def recover(
+    cluster: Cluster, plan: Plan, destination: Destination, *, report: Report = silent
+) -> Iterator[tuple[Recovered, Path]]:
+    """Replay the staged WAL, promote, and check that the target was reached.
+
+    Yields what it came to, and the directory of the socket on which the recovered server accepts
+    everybody who can enter it, for the length of the block. Then the server is stopped with a
+    checkpoint; after any error or interruption it is ended at once. Raises RecoveryFailed.
+    """
+    data_directory = cluster.data_directory
+    for name in _LEFT_BY_THE_SOURCE:
+        (data_directory / name).unlink(missing_ok=True)
+    ConfFile(data_directory / _ACCESS_FILE, cluster.account).write("local all all trust\n")
+    ConfFile(data_directory / _RECOVERY_SIGNAL, cluster.account).write("")
+    with _private_directory(destination, cluster) as sockets:
+        options = recovery_options(plan, destination, sockets, capacity=_prepared_transactions(cluster))
+        log = RecoveryLog.at_end_of(destination.log_file)
+        total = _count_staged(destination)
+        try:
+            cluster.start(log_file=destination.log_file, options=options, wait=False)
+            _watch(cluster, plan, log, total, report)
+            yield _judge(cluster, plan, destination, log), sockets
+            cluster.stop("fast", timeout_s=_STOP_S)
+        except BaseException:
+            _end(cluster)
+            raise
+    state = cluster.control_data()["Database cluster state"]
+    if state != "shut down":
+        raise _failed(plan, log, f"the recovered server did not shut down cleanly (it is {state})")
+    for name in _LEFT_BY_RECOVERY:
+        (data_directory / name).unlink(missing_ok=True)
+
+
+def recovery_options(
+    plan: Plan, destination: Destination, sockets: Path, *, capacity: int, memory: int | None = None
+) -> dict[str, str]:
+    """Return the settings of the server that replays, in the order in which they must be given.
+
+    `capacity` is how many prepared transactions there may be; `memory` is what can be used, in bytes.
+    """
+    memory = available_memory() if memory is None else memory
+    # PostgreSQL refuses a second target even while it is set to nothing, so the nothings come first.
+    options = dict(HARMLESS)
+    options |= {
+        "data_directory": str(destination.data_directory),
+        "hba_file": str(destination.data_directory / _ACCESS_FILE),
+        "ident_file": str(destination.data_directory / "pg_ident.conf"),
+        "listen_addresses": "",
+        "port": str(destination.port),
+        "unix_socket_directories": '"' + str(sockets).replace('"', '""') + '"',
+        "unix_socket_permissions": "0700",
+        "cluster_name": f"{plan.database} recovery",
+        # Speed. Nothing here need survive a crash: then the directory is not a database.
+        "fsync": "off",
+        "shared_buffers": f"{max(16, min(memory // 4, 2 * 1024**3) // 1024**2)}MB",
+        "huge_pages": "try",
+        "max_wal_size": f"{REPLAYED_WAL_KEPT // 1024**2}MB",
+        "checkpoint_timeout": "1h",
+        "wal_recycle": "off",
+        "autovacuum": "off",
+        # No queries while it replays, so nothing can pause it; and nobody's background jobs.
+        "hot_standby": "off",
+        "max_worker_processes": "0",
+        "max_prepared_transactions": str(capacity),
+        # A log that can be read, whatever the source's settings are.
+        "lc_messages": "C",
+        "TimeZone": "UTC",
+        "log_timezone": "UTC",
+        "log_line_prefix": LINE_PREFIX,
+        "log_min_messages": "warning",
+        "log_error_verbosity": "default",
+        "restore_command": restore_command(destination.script, destination.staging),
+        "recovery_target_timeline": str(plan.branch.timeline),
+        "recovery_target_inclusive": "on",
+        "recovery_target_action": "promote",
+    }
+    if isinstance(plan.stop, StopAtTime):
+        moment = plan.stop.moment.astimezone(UTC)
+        del options["recovery_target_time"]
+        options["recovery_target_time"] = f"{moment:%Y-%m-%d %H:%M:%S.%f}+00"
+    return options
+
+
+def restore_command(script: Path, staging: Path) -> str:
+    """Return the restore_command that serves what is staged, whatever is in the paths."""
+    parts = [shlex.quote(str(path)).replace("%", "%%") for path in (script, staging)]
+    return f'sh {parts[0]} {parts[1]} "%f" "%p"'
+
+
+def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, total: int, report: Report) -> None:
+    """Return when the server is promoted. Raises RecoveryFailed as soon as it has ended."""
+    begun = time.monotonic()
+    seen = False
+    while True:
+        # In this order: what it said before it went away must be read after it did.
+        postmaster = cluster.postmaster()
+        log.update()
+        report(Progress("replay", min(count_segments(log.restored), total), total, "segments"))
+        if postmaster is not None:
+            seen = True
+            if postmaster.status == "ready" and log.timeline is not None:
+                return
+        elif seen or log.problems or time.monotonic() - begun > _START_S:
+            time.sleep(_POLL_S)
+            log.update()
+            problem, remedy = log.explain()
+            raise _failed(plan, log, problem, remedy)
+        time.sleep(_POLL_S)
+
+
+def _end(cluster: Cluster) -> None:
+    """End the server at once, even one that is only just coming up."""
+    deadline = time.monotonic() + _COMING_UP_S
+    while cluster.pid() is None and time.monotonic() < deadline:
+        time.sleep(_POLL_S)
+    cluster.stop("immediate")
+
+
+def _judge(cluster: Cluster, plan: Plan, destination: Destination, log: RecoveryLog) -> Recovered:
+    """Hold what recovery did against what the plan wants."""
+    if log.timeline is None or log.redo_done_at is None:
+        raise _failed(plan, log, "it did not say where it ended")
+    last = plan.segments[-1]
+    size = plan.base.wal_segment_size
+    end = _end_of_replay(cluster, log.timeline)
+    if isinstance(plan.stop, StopAtTime):
+        moment = plan.stop.moment
+        if log.stopped_before is None or log.stopped_before <= moment:
+            raise _failed(plan, log, f"it did not stop at a transaction later than {moment}")
+        if log.last_transaction_at is not None and log.last_transaction_at > moment:
+            raise _failed(
+                plan, log, f"it replayed a transaction of {log.last_transaction_at}, after {moment}"
+            )
+    else:
+        staged = not (isinstance(last.place, InBase) and last.place.day == plan.base.day)
+        if staged and str(last.name) not in log.restored:
+            raise _failed(
+                plan, log, f"the WAL ends early, at {end}: {last.name} should have been replayed to the end"
+            )
+        if staged and log.invalid is not None and log.invalid[0] < last.name.end(size):
+            raise _failed(
+                plan, log, f"the WAL is damaged, so what comes after {end} is lost: {log.invalid[1]}"
+            )
+        if end < last.name.start(size) and not (staged and _only_continues(destination, plan)):
+            raise _failed(plan, log, f"the WAL ends early, at {end}, before {last.name} begins")
+    return Recovered(
+        timeline=log.timeline,
+        end_lsn=end,
+        last_transaction_at=log.last_transaction_at,
+        stopped_before=log.stopped_before,
+        segments_replayed=len(plan.segments),
+    )
+
+
+def _end_of_replay(cluster: Cluster, timeline: int) -> Lsn:
+    """Return where the new timeline branched off, which is just past the last record replayed."""
+    path = cluster.data_directory / "pg_wal" / history_file_name(timeline)
+    return TimelineHistory.parse(timeline, path.read_text("utf-8", "replace")).ancestors[-1].switched_at
+
+
+def _only_continues(destination: Destination, plan: Plan) -> bool:
+    """Tell whether the last segment holds nothing but the middle of one long record."""
+    last = plan.segments[-1].name
+    with (destination.staging / str(last)).open("rb") as file:
+        _magic, info, _timeline, _page, remaining = _PAGE_HEADER.unpack(file.read(_PAGE_HEADER.size))
+    return bool(info & _CONTINUES_RECORD) and remaining >= plan.base.wal_segment_size
+
+
+def _failed(plan: Plan, log: RecoveryLog, problem: str, remedy: str | None = None) -> RecoveryFailed:
+    return RecoveryFailed(
+        f"{plan.database} was not recovered to {plan.target}: {problem}; the server's log ends with\n"
+        + log.tail(),
+        remedy=remedy
+        or "`pitr verify` finds damaged files; `pitr restore --plan` says which moments can be reached.",
+    )
+
+
+def _prepared_transactions(cluster: Cluster) -> int:
+    """Return how many prepared transactions recovery should have room for.
+
+    The source may have raised its limit after the base backup; room costs little.
+    """
+    return max(1000, int(cluster.control_data().get("max_prepared_xacts setting", "0")))
+
+
+def _count_staged(destination: Destination) -> int:
+    names = (destination.staging / EXPECTED).read_text().split()
+    return count_segments(names)
+
+
+@contextmanager
+def _private_directory(destination: Destination, cluster: Cluster) -> Iterator[Path]:
+    """Give a directory for the recovering server's socket that only its own user can enter."""
+    if fits_a_socket(destination.run, destination.port):
+        yield destination.run
+        return
+    # Not tempfile's choice: TMPDIR may be long, or closed to the server's user.
+    with tempfile.TemporaryDirectory(prefix="pitr-", dir="/tmp") as name:
+        give(Path(name), cluster.account)
+        yield Path(name)

@@ -1,0 +1,82 @@
+"""What a restore came to: for the person who waits, for Dagster, and as restore.json beside the data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from pydantic import BaseModel, ConfigDict
+
+from pitr_pipelines.catalog.records import Moment
+from pitr_pipelines.restore.target import show_moment
+from pitr_pipelines.units import show_bytes, show_duration
+from pitr_pipelines.wal.lsn import Lsn
+
+
+class RestoreReport(BaseModel):
+    """One restore that succeeded.
+
+    `timeline` is the restored cluster's new one, and `recovered_to_lsn` where it begins.
+    `last_transaction_at` is when the last transaction that is in it ended (None: none was replayed);
+    `first_left_out_at` is when the first that is not in it did (None: all there was is in it). Times
+    in seconds; `staged_wal_bytes` is what was brought beside the base, `base_bytes` the base unpacked.
+    `checks` are what was verified, `notes` what a person should know.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    database: str
+    target: str
+    stop: str
+    directory: Path
+    data_directory: Path
+    port: int
+    running: bool
+    server_version: str
+    system_identifier: str
+    timeline: int
+    recovered_to_lsn: Lsn
+    last_transaction_at: Moment | None
+    first_left_out_at: Moment | None
+    base_day: str
+    segments: int
+    staged_files: int
+    base_bytes: int
+    wal_bytes: int
+    fetch_s: float
+    recovery_s: float
+    finish_s: float
+    total_s: float
+    finished_at: Moment
+    connect: str
+    start: str
+    stop_command: str
+    checks: tuple[str, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def bytes_per_second(self) -> float:
+        """Base and WAL, unpacked, over the time that all of it took."""
+        return (self.base_bytes + self.wal_bytes) / max(self.total_s, 0.001)
+
+    def lines(self, zone: ZoneInfo) -> list[str]:
+        """Return the report as a person reads it, the most important first."""
+        last = self.last_transaction_at
+        lines = [
+            f"restored {self.database} in {show_duration(self.total_s)} "
+            f"({show_bytes(self.base_bytes + self.wal_bytes)}, {show_bytes(self.bytes_per_second)}/s: "
+            f"fetch {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, "
+            f"finish {show_duration(self.finish_s)})",
+            f"  data      {self.data_directory}",
+            f"  state     last transaction {show_moment(last, zone) if last else 'that of the base backup'}; "
+            f"{self.recovered_to_lsn}, now timeline {self.timeline}",
+        ]
+        if self.first_left_out_at:
+            lines.append(f"  left out  everything from {show_moment(self.first_left_out_at, zone)} on")
+        lines += [f"  checked   {check}" for check in self.checks]
+        lines += [f"  note      {note}" for note in self.notes]
+        if self.running:
+            lines += [f"  connect   {self.connect}", f"  end it    {self.stop_command}"]
+        else:
+            lines += [f"  start it  {self.start}", f"  connect   {self.connect}"]
+        return lines

@@ -1,0 +1,66 @@
+"""One look into the recovered server through its private socket, before it is handed over.
+
+That it answers, and how many databases it has, are checks; what a person must know about it, such
+as an index order that this machine's libraries do not share, are notes. Its log has already proved
+which moment it holds. A server that cannot be asked, because the role that is configured does not
+exist in it, is no failure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from pitr_pipelines.errors import ServerUnavailable
+from pitr_pipelines.postgres.connection import open_connection, parse_dsn
+from pitr_pipelines.restore.destination import Destination
+from pitr_pipelines.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the recovered server said. `superuser` is its first role's name, which initdb gave it."""
+
+    checks: tuple[str, ...]
+    notes: tuple[str, ...]
+    superuser: str | None
+
+
+def look(settings: Settings, database: str, destination: Destination, sockets: Path) -> Look:
+    """Ask the recovered server whose private socket is in `sockets`."""
+    source = parse_dsn(settings.database(database).dsn, key=f"databases.{database}.dsn")
+    parameters = {
+        "host": str(sockets),
+        "port": str(destination.port),
+        "user": source.get("user", "postgres"),
+        "dbname": source.get("dbname", "postgres"),
+        "sslmode": "disable",
+    }
+    try:
+        with open_connection(f"the restored {database}", parameters) as connection:
+            answer = connection.execute(_QUESTIONS).fetchone()
+    except ServerUnavailable as error:
+        return Look((), (f"it was not asked anything: {error.what}",), None)
+    assert answer is not None
+    databases, differing, subscriptions, superuser = answer
+    notes = []
+    if differing:
+        notes.append(
+            "text is sorted differently here than where the data came from (another version of the C library "
+            f"or ICU; database {', '.join(differing)}): REINDEX before relying on indexes over text"
+        )
+    if subscriptions:
+        notes.append(
+            f"{subscriptions} logical subscriptions are kept from connecting, so that they take nothing away "
+            "from the original (max_logical_replication_workers = 0)"
+        )
+    return Look((f"it answers, and has {databases} databases",), tuple(notes), superuser)
+
+
+_QUESTIONS = """
+SELECT (SELECT count(*) FROM pg_database WHERE NOT datistemplate),
+       (SELECT coalesce(array_agg(datname::text ORDER BY datname), '{}') FROM pg_database
+         WHERE datcollversion <> pg_database_collation_actual_version(oid)),
+       (SELECT count(oid) FROM pg_subscription),
+       (SELECT rolname::text FROM pg_roles WHERE oid = 10)
+"""

@@ -1,0 +1,1 @@
+"""Tests of pitr_pipelines; the directories mirror the package."""

@@ -1,0 +1,1 @@
+"""Dagster's definitions: what is promised there, mostly without a server."""

@@ -1,0 +1,114 @@
+"""The restore job: what is asked for is understood or refused; a server is only in integration/."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import dagster as dg
+import pytest
+
+from pitr_pipelines.defs.build import build_definitions
+from pitr_pipelines.defs.restore_job import choose_target
+from pitr_pipelines.errors import BadRequest
+from pitr_pipelines.restore.target import HourTarget, TimeTarget
+from pitr_pipelines.settings import Settings
+from pitr_pipelines.wal.hours import Hour
+
+HOUR = Hour.parse("2026-03-10-13")
+NOW = datetime(2026, 3, 10, 15, 20, tzinfo=UTC)
+UTC_ZONE = ZoneInfo("UTC")
+
+
+def test_without_a_time_it_is_the_end_of_the_hour() -> None:
+    assert choose_target(HOUR, None, UTC_ZONE, NOW) == HourTarget(HOUR)
+    assert choose_target(HOUR, " ", UTC_ZONE, NOW) == HourTarget(HOUR)
+
+
+def test_a_time_is_read_in_the_configured_zone_unless_it_has_an_offset() -> None:
+    moment = datetime(2026, 3, 10, 13, 30, tzinfo=UTC)
+    paris = ZoneInfo("Europe/Paris")
+    for text in ("2026-03-10 14:30:00", "2026-03-10 13:30:00Z", "2026-03-10T08:30:00-05:00"):
+        target = choose_target(HOUR, text, paris, NOW)
+        assert isinstance(target, TimeTarget)
+        assert target.moment == moment
+
+
+@pytest.mark.parametrize("text", ["2026-03-10 13:00:00", "2026-03-10 14:00:00"])
+def test_both_ends_belong_to_the_hour(text: str) -> None:
+    assert isinstance(choose_target(HOUR, text, UTC_ZONE, NOW), TimeTarget)
+
+
+def test_a_time_outside_the_hour_is_refused_with_both_and_with_its_own_hour() -> None:
+    with pytest.raises(BadRequest) as refused:
+        choose_target(HOUR, "2026-03-10 14:30:00", UTC_ZONE, NOW)
+    assert "2026-03-10 14:30:00+00:00 is not in the chosen hour 2026-03-10-13" in refused.value.what
+    assert "2026-03-10-14" in refused.value.remedy
+
+
+def test_the_end_of_the_running_hour_is_refused_with_a_time_that_works() -> None:
+    running = Hour.containing(NOW)
+    with pytest.raises(BadRequest) as refused:
+        choose_target(running, None, UTC_ZONE, NOW)
+    assert "is not over" in refused.value.what
+    assert "'2026-03-10 15:20:00+00:00'" in refused.value.remedy
+    assert str(running.preceding()) in refused.value.remedy
+    assert isinstance(choose_target(running, "2026-03-10 15:20:00+00:00", UTC_ZONE, NOW), TimeTarget)
+
+
+def _launch(
+    settings: Settings, instance: dg.DagsterInstance, config: dict[str, Any], **run: Any
+) -> dg.ExecuteInProcessResult:
+    job = build_definitions(settings).resolve_job_def("restore")
+    ops = {"plan_restore": {"config": {"database": "order-db", **config}}}
+    return job.execute_in_process(instance=instance, run_config={"ops": ops}, raise_on_error=False, **run)
+
+
+def _refusal(result: dg.ExecuteInProcessResult) -> str:
+    (event,) = [event for event in result.all_events if event.is_step_failure]
+    data = event.step_failure_data
+    assert event.step_key == "plan_restore"
+    assert data.user_failure_data is not None, data.error
+    return data.user_failure_data.description or ""
+
+
+def test_a_run_without_an_hour_is_refused(settings: Settings, instance: dg.DagsterInstance) -> None:
+    assert _refusal(_launch(settings, instance, {})).startswith("no hour was chosen")
+
+
+def test_a_run_over_several_hours_is_refused(settings: Settings, instance: dg.DagsterInstance) -> None:
+    tags = {
+        "dagster/asset_partition_range_start": "2026-03-10-13",
+        "dagster/asset_partition_range_end": "2026-03-10-14",
+    }
+    refusal = _refusal(_launch(settings, instance, {}, tags=tags))
+    assert refusal.startswith("a restore goes to one hour")
+
+
+def test_what_cannot_be_restored_is_refused_before_anything_is_touched(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    refusal = _refusal(_launch(settings, instance, {}, partition_key="2026-03-10-13"))
+    assert refusal.startswith("there is no base backup of order-db")
+    assert "pitr backup order-db" in refusal
+    assert not settings.restore_root.exists()
+
+
+def test_only_configured_databases_can_be_chosen(settings: Settings, instance: dg.DagsterInstance) -> None:
+    with pytest.raises(dg.DagsterInvalidConfigError, match="not in enum type Database got other-db"):
+        _launch(settings, instance, {"database": "other-db"}, partition_key="2026-03-10-13")
+
+
+def test_the_launchpad_is_filled_in(settings: Settings) -> None:
+    job = build_definitions(settings).resolve_job_def("restore")
+    assert job.partitioned_config is not None
+
+    config = job.partitioned_config.get_run_config_for_partition_key("2026-03-10-13")
+
+    assert config == {
+        "ops": {
+            "plan_restore": {"config": {"database": "order-db", "target_time": None}},
+            "run_restore": {"config": {"directory": None, "port": None, "keep_running": True}},
+        }
+    }

@@ -1,0 +1,1 @@
+"""Promises that only real servers can keep or break."""

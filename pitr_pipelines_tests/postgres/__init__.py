@@ -1,0 +1,1 @@
+"""Tests of what talks to or runs a PostgreSQL server."""

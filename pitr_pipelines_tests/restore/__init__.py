@@ -1,0 +1,1 @@
+"""Tests of restores: where they go, what they fetch, how they recover."""

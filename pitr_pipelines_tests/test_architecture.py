@@ -1,0 +1,90 @@
+"""The rooms of the house: who may import what. Checked in the source, and in a fresh interpreter."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pitr_pipelines
+
+ROOT = Path(pitr_pipelines.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+
+MUST_NOT_IMPORT = {
+    "wal": {"restore", "offsite", "defs", "definitions", "demo", "cli"},
+    "postgres": {"restore", "offsite", "defs", "definitions", "demo", "cli"},
+    "catalog": {"restore", "offsite", "defs", "definitions", "demo", "cli"},
+    "restore": {"defs", "definitions", "demo", "cli"},
+    "offsite": {"defs", "definitions", "demo", "cli"},
+    "defs": {"definitions", "demo", "cli"},
+}
+"""Nothing imports upward: the rooms on the right build on those on the left."""
+
+LEAVES = {"errors.py", "units.py", "progress.py", "durable.py", "settings.py"}
+"""What everybody may use, and which therefore uses none of the rooms."""
+
+
+def _name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def _imported(path: Path) -> Iterator[str]:
+    """Yield every module that a file imports anywhere in it, lazily too, as an absolute name."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{_name(path)}: relative imports hide where they lead"
+            assert node.module
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _knows_dagster(path: Path) -> bool:
+    return path.is_relative_to(ROOT / "defs") or path == ROOT / "definitions.py"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_only_defs_and_definitions_import_dagster(path: Path) -> None:
+    if not _knows_dagster(path):
+        assert not [name for name in _imported(path) if name.split(".")[0].startswith("dagster")]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_no_room_imports_upward(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    forbidden = MUST_NOT_IMPORT.get(room, set())
+    if room in LEAVES:
+        forbidden = {*MUST_NOT_IMPORT, "definitions", "demo", "cli"}
+    rooms = {name.split(".")[1] for name in _imported(path) if name.startswith("pitr_pipelines.")}
+    assert not rooms & forbidden
+
+
+def test_a_fresh_interpreter_loads_no_dagster_with_the_core() -> None:
+    modules = [
+        ".".join(("pitr_pipelines", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        for path in MODULES
+        if not _knows_dagster(path) and path.name != "__main__.py"
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"for name in {modules!r}: importlib.import_module(name)\n"
+        "print(sorted({name.split('.')[0] for name in sys.modules if name.startswith('dagster')}))"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT.parent)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "[]"
