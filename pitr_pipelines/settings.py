@@ -11,6 +11,7 @@ import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
@@ -22,7 +23,10 @@ CONFIG_VARIABLE = "PITR_CONFIG"
 DEFAULT_FILE = "pitr.yaml"
 
 _DATABASE_NAME = re.compile(r"[a-z][a-z0-9_-]{0,39}")
-_PASSWORD_IN_DSN = re.compile(r"(?i)(^|[\s?&])password\s*=|^postgres(ql)?://[^/@\s]*:[^/@\s]*@")
+_SECRET_IN_DSN = re.compile(
+    r"(?i)(^|[\s?&'])((ssl)?password|oauth_client_secret|scram_(client|server)_key)\s*="
+    r"|^postgres(ql)?://[^/@\s]*:[^/@\s]*@"
+)
 
 
 def _time_zone(name: str) -> str:
@@ -40,7 +44,7 @@ def _cron(expression: str) -> str:
 
 
 def _without_password(dsn: str) -> str:
-    if _PASSWORD_IN_DSN.search(dsn):
+    if _SECRET_IN_DSN.search(dsn) or _SECRET_IN_DSN.search(unquote(dsn)):
         raise ValueError(
             "holds a password; take it out and use PGPASSFILE, a service file, or name an "
             "environment variable that holds it in `password_env`"
@@ -177,7 +181,7 @@ def load_settings(path: Path | str | None = None) -> Settings:
     """
     file = Path(path or os.environ.get(CONFIG_VARIABLE) or DEFAULT_FILE)
     try:
-        text = file.read_text()
+        content = file.read_bytes()
     except OSError as error:
         raise SettingsError(
             f"cannot read the settings {file}: {error.strerror}",
@@ -185,9 +189,15 @@ def load_settings(path: Path | str | None = None) -> Settings:
             f"{CONFIG_VARIABLE} or with --config.",
         ) from None
     try:
-        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+        values = yaml.load(content, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
     except yaml.YAMLError as error:
-        raise SettingsError(f"{file} is not YAML: {error}", remedy="Correct the line it names.") from None
+        # Not the error's own text: that may quote the line, and with it a connection string.
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        raise SettingsError(
+            f"{file} is not YAML: {getattr(error, 'problem', None) or getattr(error, 'reason', None)}{where}",
+            remedy="Correct what it names.",
+        ) from None
     if not isinstance(values, dict):
         raise SettingsError(
             f"{file} holds no settings", remedy="It needs at least backup_root, restore_root and databases."

@@ -46,6 +46,7 @@ def verify_database(settings: Settings, database: str) -> Iterator[Verified]:
         )
     for entry in inventory.bundles:
         yield _checked(database, f"bundle {entry.hour}", partial(_check_bundle, layout, database, entry.hour))
+    yield from _without_record(layout, database)
     for file in inventory.raw:
         if file.kind is WalFileKind.SEGMENT:
             yield _checked(database, f"segment {file.name}", partial(_check_raw, file, inventory))
@@ -74,7 +75,27 @@ def _checked(database: str, artifact: str, check: Callable[[], None]) -> Verifie
         check()
     except ArtifactDamaged as error:
         return Verified(database, artifact, error.what, error.remedy)
+    except OSError as error:
+        return Verified(
+            database,
+            artifact,
+            f"{error.filename or artifact} cannot be read: {error.strerror}",
+            "Check the volume and the rights of the file, then verify again.",
+        )
     return Verified(database, artifact, None)
+
+
+def _without_record(layout: Layout, database: str) -> Iterator[Verified]:
+    """Name the bundles that count for nothing, because an interrupted bundling left no record."""
+    for bundle in sorted(layout.bundles(database).glob("[0-9]*.tar.gz")):
+        hour = bundle.name.removesuffix(".tar.gz")
+        if not bundle.with_name(f"{hour}.json").exists():
+            yield Verified(
+                database,
+                f"bundle {hour}",
+                f"the bundle {bundle} has no record, so it counts as not made",
+                f"Run `pitr bundle {database} --hour {hour}`, which takes up from there.",
+            )
 
 
 def _check_bundle(layout: Layout, database: str, hour: Hour) -> None:

@@ -40,8 +40,11 @@ def failure_of_some(done: int, failed: Sequence[tuple[str, PitrError]]) -> dg.Fa
     """Return the failure of a step that went on after errors: how much it did, and each error."""
     if len(failed) == 1 and not done:
         return failure(failed[0][1])
-    lines = [f"{len(failed)} of {len(failed) + done} failed; the others were finished."]
-    lines += [f"{name}: {error}" for name, error in failed]
+    lines = [
+        f"{len(failed)} of {len(failed) + done} failed" + ("; the others were finished." if done else ".")
+    ]
+    lines += [f"{name}: {error.what}" for name, error in failed]
+    lines += dict.fromkeys(error.remedy for _, error in failed)
     return dg.Failure(
         "\n".join(lines),
         {

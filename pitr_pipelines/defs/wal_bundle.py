@@ -7,7 +7,8 @@ run fails and names each of them, and the hours that went well count all the sam
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import dagster as dg
 
@@ -51,27 +52,15 @@ def build_wal_bundle(settings: Settings, database: str, partitions: Partitions) 
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, settings: Settings, database: str, hours: Iterable[Hour]
+    context: dg.AssetExecutionContext, settings: Settings, database: str, hours: Sequence[Hour]
 ) -> "dg.MaterializeResult[None]":
-    made: dict[Hour, Metadata] = {}
-    failed: list[tuple[str, PitrError]] = []
+    work = _Bundling(context, settings, database)
     for hour in hours:
-        started = time.monotonic()
-        try:
-            outcome = make_bundle(settings, database, hour, report=LogProgress(context.log))
-            problem = outcome.problem
-        except PitrError as error:
-            problem = error
-        except OSError as error:
-            problem = from_system(error)
-        else:
-            duration_s = time.monotonic() - started
-            context.log.info(_line(database, outcome, duration_s))
-            if problem is None:
-                made[hour] = _metadata(settings, outcome, duration_s)
-        if problem is not None:
-            context.log.error(f"{database}, hour {hour}: {problem}")
-            failed.append((str(hour), problem))
+        work.bundle(hour)
+    # A later hour's seal may be what an idle database's earlier hours were waiting for.
+    for hour in [hour for hour in work.not_closed if any(hour < made for made in work.made)]:
+        work.bundle(hour)
+    failed = [(str(hour), problem) for hour, problem in sorted((work.failed | work.not_closed).items())]
     try:
         refresh_manifest(settings)
     except PitrError as error:
@@ -79,15 +68,48 @@ def _materialize(
     except OSError as error:
         failed.append(("the manifest", from_system(error)))
     if failed:
+        for _, problem in failed:
+            context.log.error(str(problem))
         # A step that fails reports nothing by itself; these hours are done.
-        for hour, metadata in made.items():
+        for hour, metadata in work.made.items():
             context.log_event(
                 dg.AssetMaterialization(context.asset_key, partition=str(hour), metadata=metadata)
             )
-        raise failure_of_some(len(made), failed)
-    for hour, metadata in made.items():
+        raise failure_of_some(len(work.made), failed)
+    for hour, metadata in work.made.items():
         context.add_asset_metadata(metadata, partition_key=str(hour))
     return dg.MaterializeResult()
+
+
+@dataclass
+class _Bundling:
+    """The hours of one run: those that are made, those that failed, and those still open though over."""
+
+    context: dg.AssetExecutionContext
+    settings: Settings
+    database: str
+    made: dict[Hour, Metadata] = field(default_factory=dict)
+    failed: dict[Hour, PitrError] = field(default_factory=dict)
+    not_closed: dict[Hour, PitrError] = field(default_factory=dict)
+
+    def bundle(self, hour: Hour) -> None:
+        """Bundle one hour; whatever becomes of it, the next one can go on."""
+        started = time.monotonic()
+        self.not_closed.pop(hour, None)
+        try:
+            outcome = make_bundle(self.settings, self.database, hour, report=LogProgress(self.context.log))
+        except PitrError as error:
+            self.failed[hour] = error
+            return
+        except OSError as error:
+            self.failed[hour] = from_system(error)
+            return
+        duration_s = time.monotonic() - started
+        self.context.log.info(_line(self.database, outcome, duration_s))
+        if outcome.problem is None:
+            self.made[hour] = _metadata(self.settings, outcome, duration_s)
+        else:
+            self.not_closed[hour] = outcome.problem
 
 
 def _metadata(settings: Settings, outcome: BundleOutcome, duration_s: float) -> Metadata:

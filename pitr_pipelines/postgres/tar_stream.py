@@ -131,6 +131,13 @@ class TarStream(AbstractContextManager["TarStream"]):
             self._content_left -= len(view)
             yield view
 
+    def read(self) -> bytes:
+        """Return the current member's bytes at once. (Views collected from `content()` would not last.)"""
+        data = bytearray()
+        for view in self.content():
+            data += view
+        return bytes(data)
+
     def _exactly(self, size: int) -> bytes:
         data = b""
         while len(data) < size:

@@ -89,6 +89,7 @@ _BAD_SETTING = re.compile(
 )
 _BAD_LINE = re.compile(r'(?:in file|file) "([^"]+)"(?:,)? (?:near )?line (\d+)')
 _ATTEMPTS = 20
+_COMPUTED = "shared_memory_size"
 
 
 class _Refused(Exception):
@@ -132,10 +133,9 @@ class Configuration:
         self._original = self._main.read()
         self._apply()
         self._make_readable()
-        self._adapt_libraries()
         self._adapt_memory(int(control.get("Database block size", "8192")))
         self._adapt_ssl()
-        self._apply()
+        self._adapt_libraries()
         self._check_fsync()
 
     def add(self, settings: Mapping[str, str]) -> None:
@@ -247,6 +247,7 @@ class Configuration:
         )
 
     def _adapt_libraries(self) -> None:
+        self._apply()
         for setting in ("shared_preload_libraries", "session_preload_libraries", "local_preload_libraries"):
             wanted = _split(self._ask(setting))
             left_out = {name: self._problem_loading(name) for name in wanted}
@@ -261,7 +262,7 @@ class Configuration:
                 self.notes.append("TimescaleDB's jobs are off, so that they delete nothing here")
         self._apply()
         try:
-            self._ask("shared_memory_size")
+            self._ask(_COMPUTED)
         except _Refused as refused:
             self.overrides["shared_preload_libraries"] = ""
             self.notes.append(f"shared_preload_libraries is empty, because they do not load here: {refused}")
@@ -270,8 +271,7 @@ class Configuration:
         if Path(library).name in _JOB_RUNNERS:
             return "it runs jobs, which a restored copy should not do by itself"
         try:
-            # Asked for something that depends on libraries, PostgreSQL loads them.
-            self._ask("shared_memory_size", "-c", f'shared_preload_libraries="{library}"')
+            self._ask(_COMPUTED, "-c", f'shared_preload_libraries="{library}"')
         except _Refused as refused:
             if "could not access file" in str(refused) or "could not load library" in str(refused):
                 return str(refused).partition("\n")[0]
@@ -293,14 +293,12 @@ class Configuration:
     def _adapt_ssl(self) -> None:
         if self._ask("ssl") != "on":
             return
-        account = self.cluster.account
-        for setting in ("ssl_cert_file", "ssl_key_file", "ssl_ca_file", "ssl_crl_file"):
-            name = self._ask(setting)
-            path = self.cluster.data_directory / name
-            if name and run(account, ["/bin/sh", "-c", 'test -r "$1"', "sh", path]).returncode != 0:
-                self.overrides["ssl"] = "off"
-                self.notes.append(f"ssl is off: {path} ({setting}) is not there, or not readable")
-                return
+        try:
+            # Asked for something that is computed, PostgreSQL does all that it does at a start.
+            self._ask(_COMPUTED, "-c", "shared_preload_libraries=")
+        except _Refused as refused:
+            self.overrides["ssl"] = "off"
+            self.notes.append(f"ssl is off: {refused}")
 
     def _check_fsync(self) -> None:
         if self._ask("fsync") != "on":

@@ -135,7 +135,7 @@ class Stage:
                 for member in stream:
                     if member.name in missing:
                         missing.remove(member.name)
-                        self._write(self.directory / member.name, b"".join(stream.content()))
+                        self._write(self.directory / member.name, stream.read())
         except ValueError as error:
             raise damaged(path, str(error)) from None
         if stream.digest != recorded:

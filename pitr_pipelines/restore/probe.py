@@ -15,9 +15,7 @@ from pathlib import Path
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import ArtifactDamaged
-from pitr_pipelines.postgres.base_contents import damaged
 from pitr_pipelines.postgres.binaries import Binaries
-from pitr_pipelines.postgres.tar_stream import TarStream
 from pitr_pipelines.postgres.wal_inspect import TransactionEnd, transaction_ends
 from pitr_pipelines.restore.integrity import Damage, UnreadableSource
 from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment, artifact_of
@@ -80,13 +78,17 @@ class WaldumpProbe:
                 self._unpack_from_base(day, path)
 
     def _unpack_from_base(self, day: date, path: Path) -> None:
+        # Hardly ever needed, and slow to import.
+        from pitr_pipelines.postgres.base_contents import damaged
+        from pitr_pipelines.postgres.tar_stream import TarStream
+
         directory = self.layout.base(self.database, day)
         packed = next(directory.glob("pg_wal.tar*"), directory / "pg_wal.tar")
         try:
             with TarStream(packed) as stream:
                 for member in stream:
                     if member.name == path.name:
-                        path.write_bytes(b"".join(stream.content()))
+                        path.write_bytes(stream.read())
                         return
         except (OSError, ValueError) as error:
             raise damaged(packed, str(error)) from None

@@ -39,7 +39,10 @@ def return_to_archive(layout: Layout, database: str, hour: Hour) -> int:
     try:
         if not is_whole(bundle):
             raise EOFError("it is cut off")
-        with igzip.open(bundle, "rb") as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as tar:
+        with (
+            igzip.open(bundle, "rb") as unpacked,  # type: ignore[no-untyped-call]
+            tarfile.open(fileobj=unpacked, mode="r|") as tar,
+        ):
             for entry in tar:
                 target = wal / entry.name
                 if classify(entry.name) is None or not entry.isreg() or target.exists():

@@ -65,20 +65,9 @@ def _run_making(instance: dg.DagsterInstance, partition: str, *, job: str = "hou
     run = instance.create_run_for_job(
         dg.GraphDefinition(name=job).to_job(), tags={"dagster/partition": partition}
     )
-    instance.handle_new_event(_event(run, dg.DagsterEventType.RUN_START))
+    started = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, job)
+    instance.report_dagster_event(started, run_id=run.run_id)
     return run.run_id
-
-
-def _event(run: dg.DagsterRun, kind: dg.DagsterEventType) -> dg.EventLogEntry:
-    return dg.EventLogEntry(
-        error_info=None,
-        level=20,
-        user_message="",
-        run_id=run.run_id,
-        timestamp=time.time(),
-        job_name=run.job_name,
-        dagster_event=dg.DagsterEvent(kind.value, run.job_name),
-    )
 
 
 def test_what_a_terminal_made_is_reported_once(layout: Layout, daemon: Daemon) -> None:

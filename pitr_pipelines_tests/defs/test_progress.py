@@ -33,8 +33,8 @@ def test_a_line_every_five_seconds_with_rate_and_remaining_time(caplog: pytest.L
         report(Progress("copy", second * 10 * MIB, 200 * MIB))
 
     assert _lines(caplog) == [
-        "copy: 50.0 MiB of 200 MiB (25 %), 10.0 MiB/s, 15 s left",
-        "copy: 100 MiB of 200 MiB (50 %), 10.0 MiB/s, 10 s left",
+        "copy: 50 MiB of 200 MiB (25 %), 10 MiB/s, 15 s left",
+        "copy: 100 MiB of 200 MiB (50 %), 10 MiB/s, 10 s left",
     ]
 
 
@@ -55,4 +55,4 @@ def test_short_steps_leave_no_line_and_each_step_has_its_own_rate(caplog: pytest
 
 
 def test_an_unknown_total_is_not_made_up() -> None:
-    assert progress_line(Progress("copy", 3 * MIB, None), 1.5 * MIB) == "copy: 3.0 MiB, 1.5 MiB/s"
+    assert progress_line(Progress("copy", 3 * MIB, None), 1.5 * MIB) == "copy: 3 MiB, 1.5 MiB/s"

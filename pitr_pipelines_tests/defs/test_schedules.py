@@ -41,7 +41,7 @@ def test_the_base_backup_of_a_tick_is_of_its_day_in_utc(
     settings = settings.model_copy(update={"timezone": "Asia/Tokyo"})
     tick = datetime.fromisoformat("2026-03-11T03:00:00+09:00")
 
-    (request,) = _evaluate(settings, instance, "base_backup_schedule", tick)
+    (request,) = list(_evaluate(settings, instance, "base_backup_schedule", tick))
 
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == "2026-03-10"
@@ -51,7 +51,7 @@ def test_the_base_backup_of_a_tick_is_of_its_day_in_utc(
 def test_the_bundles_of_a_tick_are_of_the_hour_that_just_ended(
     settings: Settings, instance: dg.DagsterInstance
 ) -> None:
-    (request,) = _evaluate(settings, instance, "bundle_schedule", TICK)
+    (request,) = list(_evaluate(settings, instance, "bundle_schedule", TICK))
 
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == "2026-03-10-13"

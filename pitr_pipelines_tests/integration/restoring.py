@@ -8,14 +8,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psycopg
-from pitr_pipelines.restore.report import RestoreReport
-from pitr_pipelines.restore.restore import choose_destination, restore
 
 from pitr_pipelines.postgres.account import server_account
 from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.prepare import plan_restore
+from pitr_pipelines.restore.report import RestoreReport
+from pitr_pipelines.restore.restore import choose_destination, restore
 from pitr_pipelines.restore.target import Target
 from pitr_pipelines.settings import Settings
 

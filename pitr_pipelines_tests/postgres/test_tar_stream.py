@@ -55,6 +55,14 @@ def read(path: Path, *, chunk_bytes: int = 1024) -> dict[str, bytes]:
 suffixes = pytest.mark.parametrize("suffix", [".tar", ".tar.gz", ".tar.zst"])
 
 
+def test_a_member_read_at_once_survives_the_reading_of_the_next_ones(tmp_path: Path) -> None:
+    content = {str(n): random.Random(n).randbytes(50_000) for n in range(5)}
+    path = tmp_path / "base.tar"
+    path.write_bytes(make_tar(content))
+    with TarStream(path, chunk_bytes=1000) as stream:
+        assert {member.name: stream.read() for member in stream} == content
+
+
 @suffixes
 @_quick
 @given(sizes=st.lists(st.integers(0, 3000), max_size=6), chunk_bytes=st.integers(1, 3000), seed=st.integers())

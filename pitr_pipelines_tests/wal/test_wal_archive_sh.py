@@ -582,10 +582,12 @@ def archive_until_killed(
     process = shell.start(site.archive, source, SEGMENT, tools=tools, pass_fds=(inherited,))
     os.close(inherited)
     deadline = time.monotonic() + TIMEOUT_S
-    while not moment():
-        assert time.monotonic() < deadline, "the call never reached the moment to be killed at"
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
+    try:
+        while not moment():
+            assert time.monotonic() < deadline, "the call never reached the moment to be killed at"
+            time.sleep(0.002)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate(timeout=TIMEOUT_S)
     os.read(alive, 1)  # ends when no tool is left, not even one that the disk keeps waiting
     os.close(alive)
