@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
-from pitr_pipelines.errors import BadRequest, PitrError
+from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import error_json, print_error, progress_report
 from pitr_pipelines.units import show_bytes, show_duration
@@ -33,6 +33,10 @@ class _Pitr(click.Group):
         except PitrError as error:
             print_error(error)
             ctx.exit(error.exit_code)
+        except OSError as error:
+            failed = storage_failed(error)
+            print_error(failed)
+            ctx.exit(failed.exit_code)
 
 
 @click.group(cls=_Pitr, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,9 +70,10 @@ def _for_each(ctx: click.Context, names: Iterable[str], work: Callable[[str], No
     for name in names:
         try:
             work(name)
-        except PitrError as error:
-            print_error(error, label=name)
-            code = code or error.exit_code
+        except (PitrError, OSError) as error:
+            failed = storage_failed(error) if isinstance(error, OSError) else error
+            print_error(failed, label=name)
+            code = code or failed.exit_code
     ctx.exit(code)
 
 
@@ -133,8 +138,11 @@ def check(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None
 
 @main.command()
 @_DATABASES
+@click.option(
+    "--replace", is_flag=True, help="Take a new one although today has one, as after a gap in the WAL."
+)
 @click.pass_context
-def backup(ctx: click.Context, databases: tuple[str, ...]) -> None:
+def backup(ctx: click.Context, databases: tuple[str, ...], replace: bool) -> None:
     """Take today's base backup of the databases (default: all), and verify it."""
     from pitr_pipelines.catalog.manifest import refresh_manifest
     from pitr_pipelines.postgres.base_backup import existing_base, take_base_backup
@@ -143,9 +151,9 @@ def backup(ctx: click.Context, databases: tuple[str, ...]) -> None:
 
     def take(name: str) -> None:
         began = datetime.now(UTC)
-        had = existing_base(settings, name, began.date())
+        had = None if replace else existing_base(settings, name, began.date())
         with progress_report(name) as report:
-            record = take_base_backup(settings, name, progress=report)
+            record = take_base_backup(settings, name, replace=replace, progress=report)
         if had is not None:
             click.echo(f"{name}: the base backup of {record.day} is there already, and intact")
             return

@@ -7,6 +7,7 @@ temporary name starts with a dot, so that nothing here or in a shell glob takes 
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pitr_pipelines.errors import ArtifactBusy
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 
 FILE_MODE = 0o640
 DIRECTORY_MODE = 0o750
@@ -63,6 +67,24 @@ def replace_durably(temporary: Path, path: Path) -> None:
     """Give a whole, fsynced file its final name, replacing what was there."""
     temporary.replace(path)
     fsync_directory(path.parent)
+
+
+def exchange(first: Path, second: Path) -> None:
+    """Let two files or directories of one file system swap their names, in one atomic step.
+
+    Where the file system cannot do that, there is a moment in which neither has the name `second`.
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(second))
+    aside = temporary_name(second).with_suffix(".aside.tmp")
+    second.rename(aside)
+    first.rename(second)
+    aside.rename(first)
 
 
 def write_whole(path: Path, content: bytes | str) -> None:

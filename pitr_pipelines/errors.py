@@ -6,6 +6,9 @@ cases apart; neither ever contains a secret.
 
 from __future__ import annotations
 
+import errno
+import os
+import pwd
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -94,7 +97,36 @@ class RecoveryFailed(PitrError):
     exit_code = 8
 
 
+class StorageFailed(PitrError):
+    """A file or directory could not be read or written."""
+
+    exit_code = 5
+
+
 class ArtifactBusy(PitrError):
     """Another process is working on the same artifacts right now."""
 
     exit_code = 9
+
+
+def storage_failed(error: OSError) -> StorageFailed:
+    """Return what an error of the file system means to a person."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            remedy = "Make room there, then ask again; what was half done is not there."
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            remedy = f"Let the user this runs as ({_user()}) read and write there, then ask again."
+        case errno.ENOENT | errno.ENOTDIR:
+            remedy = "Is its volume mounted, and is the path in the settings right?"
+        case _:
+            remedy = "Look at the disk and its file system, then ask again."
+    where = error.filename2 or error.filename
+    what = error.strerror or str(error)
+    return StorageFailed(f"{where}: {what}" if where else what, remedy=remedy)
+
+
+def _user() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return f"uid {os.geteuid()}"

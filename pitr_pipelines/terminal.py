@@ -85,7 +85,9 @@ def status_lines(statuses: Iterable[DatabaseStatus], zone: ZoneInfo, now: dateti
             )
         for gap in status.gaps:
             span = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
-            yield click.style(f"  WAL MISSING  {span}; take a base backup now", fg="red")
+            yield click.style(
+                f"  WAL MISSING  {span}; `pitr backup --replace {status.database}` starts anew", fg="red"
+            )
         for problem in status.problems:
             yield click.style(f"  PROBLEM      {problem}", fg="red")
 

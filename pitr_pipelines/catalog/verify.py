@@ -123,6 +123,6 @@ def _gaps(inventory: Inventory) -> Iterator[Verified]:
             inventory.database,
             "WAL",
             f"WAL is missing: {span} of {inventory.database} is neither in the archive nor in a bundle",
-            "If the server or a copy still has these segments, put them into the archive; otherwise take a "
-            "new base backup now, from which later moments can be restored again.",
+            "If the server or a copy still has these segments, put them into the archive; otherwise "
+            f"`pitr backup --replace {inventory.database}` makes later moments restorable again.",
         )

@@ -1,10 +1,9 @@
 """The day's base backup of one database.
 
 It is copied into a hidden directory beside its final place, read back and checked there against
-PostgreSQL's manifest, made durable, renamed, and only then recorded. So under a day's name there is
-either a whole, verified base backup with its record, or nothing that anybody takes for one: a
-directory without a record (a crash between rename and record) is replaced by the next run, and the
-hidden leftovers of a killed run are removed by it.
+PostgreSQL's manifest, made durable, recorded, and only then renamed. So under a day's name there is
+a whole, verified base backup with its record, or none. The hidden leftovers of a killed run are
+removed by the next one.
 """
 
 from __future__ import annotations
@@ -39,12 +38,18 @@ _TEMPORARY = ".????-??-??.*.tmp"
 
 
 def take_base_backup(
-    settings: Settings, name: str, *, day: date | None = None, progress: Report | None = None
+    settings: Settings,
+    name: str,
+    *,
+    day: date | None = None,
+    replace: bool = False,
+    progress: Report | None = None,
 ) -> BaseRecord:
     """Take today's base backup (UTC) of the database `name`, verified, and return its record.
 
-    If `day` has an intact one already, nothing is done and that one's record is returned. Otherwise
-    `day` must be today, because a server can only be copied as it is now. `progress` gets the steps
+    If `day` has an intact one already, nothing is done and that one's record is returned, unless
+    `replace`: then a new one takes its place once it is verified, as after a gap in the WAL. `day`
+    must be today then, because a server can only be copied as it is now. `progress` gets the steps
     `checkpoint` (the server prepares), `copy` (bytes of its files) and `verify` (bytes on disk).
 
     Raises BadRequest for an unknown database or another day, ArtifactBusy if somebody else is at the
@@ -59,7 +64,7 @@ def take_base_backup(
     progress = progress or silent
     with durable.exclusive_lock(layout.base_lock(name), subject=f"the base backups of {name}", wait=False):
         _remove_leftovers(layout.bases(name))
-        existing = existing_base(settings, name, day)
+        existing = None if replace else existing_base(settings, name, day)
         if existing is not None:
             log.info("%s has its base backup of %s already; nothing was done", name, day)
             return existing
@@ -198,17 +203,19 @@ def _record(
 
 
 def _publish(temporary: Path, final: Path, record: BaseRecord) -> None:
-    """Make the backup durable, give it its name, and record it, in this order."""
+    """Make the backup durable, with its record last, and give it its name in one step.
+
+    What stood there before stands there until then, and goes afterwards with the leftovers.
+    """
     temporary.chmod(durable.DIRECTORY_MODE)
     for file in record.files:
         path = temporary / file.name
         path.chmod(durable.FILE_MODE)
         durable.fsync_file(path)
     durable.fsync_directory(temporary)
-    unusable = temporary.with_suffix(".old.tmp")
+    write_record(temporary / BASE_RECORD, record)
     if final.exists():
-        final.rename(unusable)
-    temporary.rename(final)
+        durable.exchange(temporary, final)
+    else:
+        temporary.rename(final)
     durable.fsync_directory(final.parent)
-    write_record(final / BASE_RECORD, record)
-    shutil.rmtree(unusable, ignore_errors=True)

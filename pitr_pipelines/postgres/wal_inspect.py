@@ -103,7 +103,7 @@ def _judge(complaint: str, first: SegmentName, last: SegmentName) -> None:
         raise ArtifactDamaged(
             f"the WAL from {first} to {last} cannot be read to its end: {complaint}",
             remedy="If the server's pg_wal or another copy still has these segments whole, put them in "
-            "their place; otherwise take a new base backup.",
+            "their place; otherwise `pitr backup --replace`.",
         )
     raise PitrError(
         f"pg_waldump could not look into the WAL from {first} to {last}: {complaint}",

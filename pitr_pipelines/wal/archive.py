@@ -89,7 +89,7 @@ def parse_header(first_bytes: bytes | bytearray | memoryview, path: Path) -> Seg
     raise ArtifactDamaged(
         f"{path} does not begin like a WAL segment",
         remedy="If the server's pg_wal, a bundle or another copy still has this segment, put that in its "
-        "place; otherwise take a new base backup, because recovery cannot pass this point.",
+        "place; otherwise `pitr backup --replace`, because recovery cannot pass this point.",
     )
 
 
@@ -130,7 +130,7 @@ def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
         raise ArtifactDamaged(
             f"the archived segment {path} {problem}",
             remedy="If the server's pg_wal or another copy still has it whole, put that in its place; "
-            "otherwise take a new base backup, because recovery cannot pass this point.",
+            "otherwise `pitr backup --replace`, because recovery cannot pass this point.",
         )
 
 

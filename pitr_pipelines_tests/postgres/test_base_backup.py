@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
 from pitr_pipelines.catalog.records import BaseRecord, read_record
 from pitr_pipelines.errors import (
@@ -235,3 +236,27 @@ def test_what_does_not_arrive_whole_is_discarded(
     assert "Take it again" in caught.value.remedy
     assert hidden(settings, server.name) == []
     assert published(settings, server.name) == []
+
+
+def test_a_replacement_takes_the_place_of_todays_in_one_step_or_leaves_it(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = server_factory()
+    settings = pitr_settings(server)
+    first = take_base_backup(settings, server.name)
+    directory = Layout(settings.backup_root).base(server.name, first.day)
+
+    def break_off(new: Path, old: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(durable, "exchange", break_off)
+        take_base_backup(settings, server.name, replace=True)
+    assert read_record(directory / BASE_RECORD, BaseRecord) == first
+    verify_base(directory, first)
+
+    second = take_base_backup(settings, server.name, replace=True)
+    assert second.start_lsn > first.end_lsn
+    assert read_record(directory / BASE_RECORD, BaseRecord) == second
+    verify_base(directory, second)
+    assert hidden(settings, server.name) == []

@@ -52,7 +52,8 @@ def test_hours_follow_each_other_without_a_gap(moment: datetime, count: int) -> 
 
 
 @pytest.mark.parametrize(
-    "key", ["", "2026-01-29", "2026-01-29-24", "2026-1-29-14", "2026-01-29-14 ", "2026-01-29-4", "26-01-29-14"]
+    "key",
+    ["", "2026-01-29", "2026-01-29-24", "2026-1-29-14", "2026-01-29-14 ", "2026-01-29-4", "26-01-29-14"],
 )
 def test_what_is_no_hour_is_refused(key: str) -> None:
     with pytest.raises(ValueError, match="is not an hour"):

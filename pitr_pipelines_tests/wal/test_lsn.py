@@ -37,9 +37,7 @@ def test_the_segment_containing_a_byte_starts_at_or_before_and_ends_after_it(
 
 
 @given(lsns, timelines, sizes)
-def test_a_segment_name_is_read_back_from_its_text_and_its_number(
-    lsn: Lsn, timeline: int, size: int
-) -> None:
+def test_a_segment_name_is_read_back_from_its_text_and_its_number(lsn: Lsn, timeline: int, size: int) -> None:
     name = SegmentName.containing(lsn, timeline, size)
     assert SegmentName.parse(str(name)) == name
     assert SegmentName.numbered(name.number(size), timeline, size) == name
