@@ -116,12 +116,14 @@ class _Tick:
             seen[f"{name}/{asset}"] = look.after(len(settled))
             reports += self._unreported(name, asset, settled)
         cursor = Cursor(seen=seen, refreshed=self.cursor.refreshed)
-        requests = []
-        if cursor.state() != cursor.refreshed and not self._manifest_is_coming(runs):
+        refresh = cursor.state() != cursor.refreshed and not self._manifest_is_coming(runs)
+        if refresh:
             cursor.refreshed = cursor.state()
-            requests = [dg.RunRequest()]
         return dg.SensorResult(
-            run_requests=requests, asset_events=list(reports), cursor=cursor.model_dump_json()
+            run_requests=[dg.RunRequest()] if refresh else None,
+            skip_reason=None if refresh else f"Reported {len(reports)} artifacts; the manifest can stay.",
+            asset_events=list(reports),
+            cursor=cursor.model_dump_json(),
         )
 
     def _look(self, database: str, asset: str) -> Look:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -122,21 +121,19 @@ def plan_servers(place: Path, binaries: Binaries, *, now: datetime) -> Plan:
     return Plan(place, binaries, ports, passwords, load_settings(config))
 
 
-@contextmanager
-def running_servers(plan: Plan) -> Iterator[Mapping[str, LiveServer]]:
-    """Set up all servers at the same time and yield them once each is prepared and runs.
+def set_up_servers(plan: Plan) -> dict[str, LiveServer]:
+    """Set up all servers at the same time and return them once each is prepared and runs.
 
-    Whoever calls this ends the servers (by `end_servers`): this only sees to it that none is still
-    being set up when the block is left. Raises PitrError if one does not start.
+    Whoever calls this ends them, by `end_servers`; no set-up is still under way when this returns or
+    raises, be it by a signal. Raises PitrError if a server does not start.
     """
     os.environ[_ROLE_PASSWORD_VARIABLE] = plan.passwords[_ROLE]
     try:
         with ThreadPoolExecutor(len(DATABASES)) as pool:
             coming = [pool.submit(_set_up, plan, name) for name in DATABASES]
-            servers = {server.name: server for server in (future.result() for future in coming)}
+            return {server.name: server for server in (future.result() for future in coming)}
     finally:
         del os.environ[_ROLE_PASSWORD_VARIABLE]
-    yield servers
 
 
 def _set_up(plan: Plan, name: str) -> LiveServer:

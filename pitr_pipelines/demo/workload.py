@@ -1,7 +1,7 @@
 """The shop whose databases the demo backs up: customers order and pay, goods go in and out.
 
-Every row is numbered and is a transaction of its own, from several connections at a time. The
-workload never looks away from an error it did not expect: that ends it, and `check` raises it.
+Every row is numbered and is a transaction of its own, from several connections at a time. An error
+that was not expected ends a writer, and `check` raises it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Any
 
 import psycopg
 from psycopg import errors as sql_errors
+
+from pitr_pipelines.errors import PitrError
 
 SEED_ORDERS = 20_000
 SEED_MOVEMENTS = 5_000
@@ -40,14 +42,18 @@ INSERT INTO movements (id, item, quantity)
 Connect = Callable[[], psycopg.Connection[Any]]
 
 
+class WorkloadEnded(PitrError):
+    """A writer met an error that nobody expected."""
+
+
 class Workload:
-    """A running shop. `refused` counts the orders that found no table."""
+    """A running shop. `refused` are the orders that found no table, `moved` the movements committed."""
 
     def __init__(self, order_db: Connect, inventory_db: Connect) -> None:
-        self.refused = 0
+        self.refused: list[int] = []
         self.moved: list[int] = []
         self._end = threading.Event()
-        self._error: BaseException | None = None
+        self._error: psycopg.Error | None = None
         orders, payments = itertools.count(SEED_ORDERS + 1), itertools.count(1)
         movements = itertools.count(SEED_MOVEMENTS + 1)
         writers: list[tuple[Connect, Callable[[psycopg.Connection[Any]], None]]] = [
@@ -75,7 +81,10 @@ class Workload:
     def check(self) -> None:
         """Raise what ended a writer, if one has ended."""
         if self._error is not None:
-            raise self._error
+            raise WorkloadEnded(
+                f"the demo's workload met an error: {str(self._error).strip()}",
+                remedy="Is the server still up? Its log is in the demo's directory.",
+            ) from self._error
 
     def close(self, patience_s: float = 5.0) -> None:
         """Let every writer finish its transaction, and stop."""
@@ -90,7 +99,7 @@ class Workload:
                 while not self._end.is_set():
                     act(connection)
                     self._end.wait(random.uniform(0.5, 1.5) * _PAUSE_S)  # noqa: S311
-        except Exception as error:  # noqa: BLE001 - kept for `check`, whatever it is
+        except psycopg.Error as error:
             if not self._end.is_set():
                 self._error = error
 
@@ -100,9 +109,11 @@ class Workload:
         number, cents = next(orders), random.randint(100, 9_000)  # noqa: S311
         values = (number, f"customer {number % 997}", random.choice(_GOODS), cents)  # noqa: S311
         try:
-            connection.execute("INSERT INTO orders (id, customer, item, cents) VALUES (%s, %s, %s, %s)", values)
+            connection.execute(
+                "INSERT INTO orders (id, customer, item, cents) VALUES (%s, %s, %s, %s)", values
+            )
         except sql_errors.UndefinedTable:
-            self.refused += 1
+            self.refused.append(number)
         # Somebody always pays for something: the server goes on committing when orders is gone.
         connection.execute("INSERT INTO payments (id, cents) VALUES (%s, %s)", (next(payments), cents))
 

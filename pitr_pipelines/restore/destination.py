@@ -15,7 +15,7 @@ from pathlib import Path
 
 from pitr_pipelines import durable
 from pitr_pipelines.errors import BadRequest, DestinationInUse, PitrError
-from pitr_pipelines.postgres.account import Account, make_owned_directory, run, server_account
+from pitr_pipelines.postgres.account import Account, give, make_owned_directory, run, server_account
 from pitr_pipelines.postgres.server import free_port
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.target import LatestTarget
@@ -126,6 +126,9 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
         _open_to_group(path, account)
     for path in (destination.data_directory, destination.run):
         make_owned_directory(path, account)
+    # A person who starts the server later, with pg_ctl and as its user, goes on with this log.
+    destination.log_file.touch(mode=0o600)
+    give(destination.log_file, account)
 
 
 def space_needed(plan: Plan) -> int:

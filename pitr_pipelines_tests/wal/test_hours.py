@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta, timezone
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -47,7 +48,7 @@ def test_hours_follow_each_other_without_a_gap(moment: datetime, count: int) -> 
         last = last.following()
     hours = list(first.until(last))
     assert len(hours) == count + 1
-    assert all(one.end == other.start for one, other in zip(hours, hours[1:], strict=False))
+    assert all(one.end == other.start for one, other in pairwise(hours))
     assert list(last.following().until(first)) == []
 
 

@@ -88,7 +88,14 @@ def test_a_recovery_that_ended_before_the_switch_it_followed_left_the_older_time
 
 @pytest.mark.parametrize(
     "text",
-    ["one\t0/3000000\tx", "1", "1\t3000000", "2\t0/1\tx\n1\t0/2\tx", "4\t0/1\tx", "5\t0/1\tx", "²\t0/1"],
+    [
+        "one\t0/3000000\tx",
+        "1",
+        "1\t3000000",
+        "2\t0/1\tx\n1\t0/2\tx",
+        "4\t0/1\tx",
+        "5\t0/1\tx",
+    ],
 )
 def test_what_is_no_history_of_timeline_4_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):

@@ -1,0 +1,321 @@
+"""The story: two shops' databases backed up by Dagster, a table dropped by mistake, and it is back.
+
+Everything is done by runs in Dagster, launched as a click would launch them. Partitions are worked
+out when they are used, so that the story may cross an hour's or a day's end; and what it claims is
+checked against the servers and the storage themselves, not against what a run says of itself.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, LiteralString
+
+from pitr_pipelines.catalog.status import read_status
+from pitr_pipelines.demo.dagster_api import FinishedRun, RunFailed
+from pitr_pipelines.demo.dagster_ui import DagsterUi
+from pitr_pipelines.demo.narrator import Narrator
+from pitr_pipelines.demo.processes import marked_environment
+from pitr_pipelines.demo.servers import DATABASES, INVENTORY_DB, ORDER_DB, LiveServer, Plan, steps_by_state
+from pitr_pipelines.demo.workload import SEED_ORDERS, Workload
+from pitr_pipelines.errors import PitrError
+from pitr_pipelines.postgres.readiness import check
+from pitr_pipelines.settings import CONFIG_VARIABLE, asset_name
+from pitr_pipelines.units import show_bytes, show_duration
+from pitr_pipelines.wal.hours import Hour
+
+RUN_S = 240.0
+"""How long one run may take before the demo gives up on it."""
+
+_BEFORE_S = 1.0
+_AFTER_S = 2.0
+_TABLES = ("orders", "payments")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A moment of order-db, and the rows that were committed by then, as the server itself tells."""
+
+    at: datetime
+    rows: Mapping[str, frozenset[tuple[Any, ...]]]
+
+
+@dataclass(frozen=True)
+class Restored:
+    """The cluster that the restore left, and what its run reported."""
+
+    port: int
+    directory: Path
+    report: Mapping[str, Any]
+
+
+class Story:
+    """The stage is set; `tell` plays it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        servers: Mapping[str, LiveServer],
+        dagster: DagsterUi,
+        shop: Workload,
+        narrator: Narrator,
+    ) -> None:
+        self.plan = plan
+        self.servers = servers
+        self.orders = servers[ORDER_DB]
+        self.inventory = servers[INVENTORY_DB]
+        self.dagster = dagster
+        self.shop = shop
+        self.narrator = narrator
+        self.timings: list[tuple[str, str, str]] = []
+        self._postmasters = {name: server.cluster.pid() for name, server in servers.items()}
+
+    def tell(self) -> Restored:
+        """Play all of it and return what was restored. Raises PitrError if it cannot go on."""
+        self._servers_are_ready()
+        self._take_base_backups()
+        self._make_restore_points()
+        moment = self._lose_the_table()
+        restored = self._restore(moment)
+        self._compare(moment, restored)
+        self._show_status()
+        return restored
+
+    def watch(self) -> None:
+        """Raise if anything that should be up is not: Dagster, the workload, a server."""
+        self.dagster.check()
+        self.shop.check()
+        for name, pid in self._postmasters.items():
+            if self.servers[name].cluster.pid() != pid:
+                raise PitrError(
+                    f"the server of {name} has ended by itself",
+                    remedy=f"Its log is {self.plan.place / 'logs' / f'{name}.log'}.",
+                )
+
+    def _servers_are_ready(self) -> None:
+        for name, server in self.servers.items():
+            restart = "; restarted once, as it asked" if server.restarted else ""
+            self.narrator.say(
+                f"   {name} on port {server.port}: `pitr init-db {name}`: {steps_by_state(server.steps)}{restart}"
+            )
+        wrong = [
+            f"{name}: {finding.subject}: {finding.detail}"
+            for name in DATABASES
+            for finding in check(name, self.plan.settings)
+            if not finding.ok
+        ]
+        self.narrator.claim("`pitr check` finds nothing missing on either", not wrong, "; ".join(wrong))
+
+    def _take_base_backups(self) -> None:
+        self.narrator.chapter("Base backups of both databases, in one Dagster run: daily_base_backups")
+        run = self._run("daily_base_backups", lambda: datetime.now(UTC).date().isoformat())
+        for name in DATABASES:
+            report = _metadata(run, f"{asset_name(name)}/base_backup")
+            size, packed = (report.get(key, 0) for key in ("uncompressed_bytes", "size_bytes"))
+            self.narrator.say(
+                f"   {name}: {show_bytes(size)} in {show_bytes(packed)}, {report.get('start_lsn')} to "
+                f"{report.get('end_lsn')}, copied in {show_duration(report.get('copy_s', 0.0))}"
+            )
+        statuses = read_status(self.plan.settings, DATABASES, now=datetime.now(UTC))
+        lacking = [found.database for found in statuses if found.last_base is None or found.problems]
+        self.narrator.claim("both are in storage, verified", not lacking, f"not those of {lacking}")
+
+    def _make_restore_points(self) -> None:
+        self.narrator.chapter("A restore point now, of the hour that is still running: hourly_bundles")
+        time.sleep(_AFTER_S)
+        run = self._run("hourly_bundles", _this_hour)
+        for name in DATABASES:
+            report = _metadata(run, f"{asset_name(name)}/wal_bundle")
+            self.narrator.say(
+                f"   {name}: {report.get('segments')} WAL segments, {show_bytes(report.get('raw_bytes', 0))} in "
+                f"{show_bytes(report.get('size_bytes', 0))}; restore point {report.get('restore_point')}"
+            )
+        now = datetime.now(UTC)
+        lacking = [f.database for f in read_status(self.plan.settings, DATABASES, now=now) if not f.windows]
+        self.narrator.claim("both databases have a recovery window", not lacking, f"not {lacking}")
+
+    def _lose_the_table(self) -> Moment:
+        self.narrator.chapter("The mistake")
+        moment = self._note_moment()
+        count = len(moment.rows["orders"])
+        self.narrator.say(f"   {_clock(moment.at)}  all is well: {count} orders, the newest not a second old")
+        self.narrator.claim(
+            "orders came in while all of this went on", count > SEED_ORDERS, "not one since the shop opened"
+        )
+        time.sleep(_BEFORE_S)
+        with self.orders.connect() as connection:
+            connection.execute("DROP TABLE orders")
+            dropped_at: datetime = _one(connection, "SELECT clock_timestamp()")
+            self.narrator.say(f"   {_clock(dropped_at)}  order-db=# DROP TABLE orders;")
+            time.sleep(_AFTER_S)
+            gone = _one(connection, "SELECT to_regclass('orders') IS NULL")
+            later = connection.execute(
+                "SELECT count(*) FROM payments WHERE pg_xact_commit_timestamp(xmin) > %s", [dropped_at]
+            ).fetchone()
+        self.shop.check()
+        refused, committed = len(self.shop.refused), later[0] if later else 0
+        self.narrator.claim(
+            f"the table is gone: {refused} orders were refused, while order-db committed {committed} payments",
+            gone and refused > 0 and committed > 0,
+        )
+        return moment
+
+    def _note_moment(self) -> Moment:
+        """Pick this moment, and ask the server which rows were committed by it."""
+        with self.orders.connect() as connection:
+            at: datetime = _one(connection, "SELECT clock_timestamp()")
+            while _one(connection, _STILL_OPEN, at):
+                time.sleep(0.02)
+            rows = {
+                table: frozenset(connection.execute(_COMMITTED[table], [at]).fetchall()) for table in _TABLES
+            }
+        return Moment(at.astimezone(UTC), rows)
+
+    def _restore(self, moment: Moment) -> Restored:
+        self.narrator.chapter(f"order-db as it was at {_clock(moment.at)}, in a cluster beside it: restore")
+        config = {
+            "ops": {
+                "plan_restore": {
+                    "config": {"database": ORDER_DB, "target_time": moment.at.isoformat(sep=" ")}
+                }
+            }
+        }
+        run = self._run("restore", lambda: str(Hour.containing(moment.at)), config)
+        report = _metadata(run, f"{asset_name(ORDER_DB)}/restored_cluster")
+        for phase, key in (("fetch", "fetch_s"), ("replay", "recovery_s"), ("sync, start", "finish_s")):
+            self.timings.append((f"  {phase}", show_duration(float(report[key])), ""))
+        restored = Restored(int(report["port"]), Path(report["directory"]), report)
+        self.narrator.say(
+            f"   {report['segments']} WAL segments replayed to {report['recovered_to_lsn']}; timeline "
+            f"{report['timeline']}, port {restored.port}"
+        )
+        return restored
+
+    def _compare(self, moment: Moment, restored: Restored) -> None:
+        self.narrator.chapter("Side by side")
+        with self.orders.connect() as live, self.orders.connect(restored.port) as copy:
+            found = {table: _rows(copy, table) for table in _TABLES}
+            now = {table: _count(live, table) for table in _TABLES}
+            archives: str = _one(copy, "SELECT current_setting('archive_mode')")
+            accepts: bool = _one(copy, "SELECT NOT pg_is_in_recovery()")
+            last: dict[str, datetime | None] = {
+                "live": _one(live, "SELECT max(paid_at) FROM payments"),
+                "copy": _one(copy, "SELECT max(paid_at) FROM payments"),
+            }
+        head = ("", f"{ORDER_DB}, port {self.orders.port}", f"restored, port {restored.port}")
+        rows = [
+            (table, "gone" if now[table] is None else f"{now[table]} rows", f"{len(found[table])} rows")
+            for table in _TABLES
+        ]
+        self.narrator.table(head, [*rows, ("last payment", _clock(last["live"]), _clock(last["copy"]))])
+        for table in _TABLES:
+            expected = moment.rows[table]
+            missing, extra = len(expected - found[table]), len(found[table] - expected)
+            self.narrator.claim(
+                f"the restored {table} are exactly the {len(expected)} rows that were committed by then",
+                found[table] == expected,
+                f"{missing} are missing and {extra} should not be there",
+            )
+        self.narrator.claim(
+            "the restored server takes writes and archives nothing", accepts and archives == "off"
+        )
+        self.narrator.claim("the live server still lacks the table", now["orders"] is None)
+        self._inventory_is_untouched()
+        self.narrator.say("   How long it took:")
+        self.narrator.table(("", "", "in Dagster's queue and start-up"), self.timings)
+
+    def _inventory_is_untouched(self) -> None:
+        """Both live servers ran on, and inventory-db lost none of its movements."""
+        self.watch()
+        committed = set(self.shop.moved)
+        with self.inventory.connect() as connection:
+            present = {number for (number,) in connection.execute("SELECT id FROM movements")}
+        self.narrator.claim(
+            f"inventory-db ran on undisturbed and has all of its {len(present)} movements",
+            committed <= present,
+        )
+
+    def _show_status(self) -> None:
+        self.narrator.chapter("The same at the terminal: pitr status")
+        argv = [sys.executable, "-m", "pitr_pipelines.cli", "status"]
+        argv[1:3] = ["-c", "from pitr_pipelines.cli import main; main()"]
+        env = marked_environment(self.plan.place, {CONFIG_VARIABLE: str(self.plan.config)})
+        done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+        self.narrator.show((done.stdout + done.stderr).splitlines())
+        self.narrator.claim(
+            "it needs neither Dagster nor a server",
+            done.returncode == 0 and all(name in done.stdout for name in DATABASES),
+            f"it ended with {done.returncode}",
+        )
+
+    def _run(
+        self, job: str, partition: Callable[[], str], config: Mapping[str, Any] | None = None
+    ) -> FinishedRun:
+        """Launch a job for the partition of this moment and wait for it.
+
+        A run that fails is launched once more if its hour or day ended meanwhile.
+        """
+        began = time.monotonic()
+        while True:
+            chosen = partition()
+            run_id = self.dagster.api.launch(job, chosen, config)
+            self.narrator.say(f"   {job}, partition {chosen}: {self.dagster.api.run_url(run_id)}")
+            try:
+                run = self.dagster.api.wait(run_id, timeout_s=RUN_S, watch=self.watch)
+                break
+            except RunFailed as error:
+                if partition() == chosen:
+                    raise
+                self.narrator.say(f"   {error.what.splitlines()[0]}: {chosen} is over; once more")
+        took = time.monotonic() - began
+        self.timings.append((job, show_duration(took), show_duration(max(0.0, took - run.ran_s))))
+        return run
+
+
+def _metadata(run: FinishedRun, asset: str) -> Mapping[str, Any]:
+    found = run.of(asset)
+    if found is None:
+        raise RunFailed(
+            f"the run {run.url} succeeded but reported no {asset}",
+            remedy="Look at what it did in Dagster.",
+        )
+    return found.metadata
+
+
+def _this_hour() -> str:
+    return str(Hour.containing(datetime.now(UTC)))
+
+
+def _clock(moment: datetime | None) -> str:
+    return moment.astimezone(UTC).strftime("%H:%M:%S.%f UTC") if moment else "never"
+
+
+_STILL_OPEN: LiteralString = """
+SELECT count(*) FROM pg_stat_activity
+ WHERE xact_start <= %s AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
+_COMMITTED: Mapping[str, LiteralString] = {
+    "orders": "SELECT * FROM orders WHERE pg_xact_commit_timestamp(xmin) <= %s",
+    "payments": "SELECT * FROM payments WHERE pg_xact_commit_timestamp(xmin) <= %s",
+}
+
+
+def _one(connection: Any, query: LiteralString, *values: Any) -> Any:
+    row = connection.execute(query, values or None).fetchone()
+    return row[0]
+
+
+def _rows(connection: Any, table: str) -> frozenset[tuple[Any, ...]]:
+    return frozenset(connection.execute(f"SELECT * FROM {table}").fetchall())  # noqa: S608 - one of ours
+
+
+def _count(connection: Any, table: str) -> int | None:
+    """Return how many rows a table has, or None if there is no such table."""
+    if _one(connection, "SELECT to_regclass(%s) IS NULL", table):
+        return None
+    return int(_one(connection, f"SELECT count(*) FROM {table}"))  # noqa: S608 - one of ours
