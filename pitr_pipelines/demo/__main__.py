@@ -86,13 +86,15 @@ class Demo:
             finally:
                 _ignore_signals()
                 self._end(place, binaries)
+        if self.once:
+            self.narrator.say(self._summary())
         return self._verdict()
 
     def _play(self, place: Path, binaries: Binaries) -> None:
         narrator = self.narrator
         narrator.plain(
-            f"pitr_pipelines: two PostgreSQL {binaries.version} servers and a Dagster of their own in {place};",
-            "all of it goes away at the end, or when you press Ctrl-C.",
+            f"pitr_pipelines: two PostgreSQL {binaries.version} servers and a Dagster of their own,",
+            f"in {place}; all of it goes away at the end, or when you press Ctrl-C.",
         )
         narrator.chapter("Two servers, prepared by `pitr init-db`; Dagster starts meanwhile")
         plan = plan_servers(place, binaries, now=datetime.now(UTC))
@@ -100,16 +102,17 @@ class Demo:
         servers = set_up_servers(plan)
         orders, inventory = servers[ORDER_DB], servers[INVENTORY_DB]
         self._shop = Workload.open(orders.connect, inventory.connect)
-        narrator.say("   the servers run and the shop is open: orders, payments, goods in and out")
         story = Story(plan, servers, dagster, self._shop, narrator)
+        story.introduce()
+        narrator.say("   the shop is open: orders and payments, goods in and out, all the time")
         dagster.wait_until_ready()
-        narrator.say(f"   Dagster is up: {dagster.url} (its schedules are on)")
+        narrator.say(f"   Dagster is up: {dagster.url}, with its schedules on")
         restored = story.tell()
         self.told = True
-        narrator.plain()
-        narrator.say(self._summary())
         if self.once:
             return
+        narrator.plain("")
+        narrator.say(self._summary())
         _invite(narrator, story, restored)
         while True:
             time.sleep(_WATCH_S)
@@ -118,13 +121,13 @@ class Demo:
     def _summary(self) -> str:
         failed = self.narrator.failed
         if not failed:
-            return f"All {self.narrator.claims} claims were checked and hold."
+            return f"All {self.narrator.claims} claims were checked, and hold."
         return f"{len(failed)} of {self.narrator.claims} claims do not hold:\n" + "\n".join(failed)
 
     def _end(self, place: Path, binaries: Binaries) -> None:
         began = time.monotonic()
-        if not self.once or not self.told:
-            self.narrator.plain("", "Ending everything that was started ...")
+        self.narrator.plain("")
+        self.narrator.say("Ending everything that was started ...")
         if self._shop is not None:
             self._shop.close()
         _clear(place, binaries)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -31,7 +31,7 @@ INVENTORY_DB = "inventory-db"
 DATABASES = (ORDER_DB, INVENTORY_DB)
 
 CONFIG = "pitr.yaml"
-PASSWORDS = "passwords"  # noqa: S105 - the name of a file
+PASSWORDS = "passwords"
 SUPERUSER = "postgres"
 _ROLE = "pitr"
 _ROLE_PASSWORD_VARIABLE = "PITR_DEMO_ROLE_PASSWORD"  # noqa: S105
@@ -58,6 +58,17 @@ class LiveServer:
     password_file: Path
     steps: tuple[Step, ...]
     restarted: bool
+
+    @property
+    def preparation(self) -> str:
+        """Say what init-db did to this server."""
+        done, already, restart = (
+            sum(step.state is state for step in self.steps)
+            for state in (State.DONE, State.ALREADY, State.NEEDS_RESTART)
+        )
+        return f"`pitr init-db {self.name}` changed {done + restart} things, found {already} in order" + (
+            ", and asked for a restart, which it got" if self.restarted else ""
+        )
 
     def connect(self, port: int | None = None) -> psycopg.Connection[Any]:
         """Connect as superuser, in autocommit mode; `port` leads to a restored copy of it."""
@@ -190,11 +201,3 @@ def _settings(place: Path, binaries: Binaries, ports: Mapping[str, int], now: da
 
 def _dsn(port: int, user: str, password_file: Path) -> str:
     return f"host=127.0.0.1 port={port} user={user} dbname=postgres passfile={password_file}"
-
-
-def steps_by_state(steps: Sequence[Step]) -> str:
-    """Say how many steps of init-db ended how."""
-    counts: dict[State, int] = {}
-    for step in steps:
-        counts[step.state] = counts.get(step.state, 0) + 1
-    return ", ".join(f"{count} {state}" for state, count in counts.items())

@@ -21,7 +21,7 @@ from pitr_pipelines.demo.dagster_api import FinishedRun, RunFailed
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.narrator import Narrator
 from pitr_pipelines.demo.processes import marked_environment
-from pitr_pipelines.demo.servers import DATABASES, INVENTORY_DB, ORDER_DB, LiveServer, Plan, steps_by_state
+from pitr_pipelines.demo.servers import DATABASES, INVENTORY_DB, ORDER_DB, LiveServer, Plan
 from pitr_pipelines.demo.workload import SEED_ORDERS, Workload
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.postgres.readiness import check
@@ -77,7 +77,6 @@ class Story:
 
     def tell(self) -> Restored:
         """Play all of it and return what was restored. Raises PitrError if it cannot go on."""
-        self._servers_are_ready()
         self._take_base_backups()
         self._make_restore_points()
         moment = self._lose_the_table()
@@ -97,12 +96,10 @@ class Story:
                     remedy=f"Its log is {self.plan.place / 'logs' / f'{name}.log'}.",
                 )
 
-    def _servers_are_ready(self) -> None:
+    def introduce(self) -> None:
+        """Show the servers, and check that `pitr check` is content with them."""
         for name, server in self.servers.items():
-            restart = "; restarted once, as it asked" if server.restarted else ""
-            self.narrator.say(
-                f"   {name} on port {server.port}: `pitr init-db {name}`: {steps_by_state(server.steps)}{restart}"
-            )
+            self.narrator.say(f"   {name} on port {server.port}: {server.preparation}")
         wrong = [
             f"{name}: {finding.subject}: {finding.detail}"
             for name in DATABASES
@@ -116,10 +113,9 @@ class Story:
         run = self._run("daily_base_backups", lambda: datetime.now(UTC).date().isoformat())
         for name in DATABASES:
             report = _metadata(run, f"{asset_name(name)}/base_backup")
-            size, packed = (report.get(key, 0) for key in ("uncompressed_bytes", "size_bytes"))
             self.narrator.say(
-                f"   {name}: {show_bytes(size)} in {show_bytes(packed)}, {report.get('start_lsn')} to "
-                f"{report.get('end_lsn')}, copied in {show_duration(report.get('copy_s', 0.0))}"
+                f"   {name}: {show_bytes(report['uncompressed_bytes'])}, copied in "
+                f"{show_duration(report['copy_s'])}, from {report['start_lsn']} to {report['end_lsn']}"
             )
         statuses = read_status(self.plan.settings, DATABASES, now=datetime.now(UTC))
         lacking = [found.database for found in statuses if found.last_base is None or found.problems]
@@ -132,8 +128,8 @@ class Story:
         for name in DATABASES:
             report = _metadata(run, f"{asset_name(name)}/wal_bundle")
             self.narrator.say(
-                f"   {name}: {report.get('segments')} WAL segments, {show_bytes(report.get('raw_bytes', 0))} in "
-                f"{show_bytes(report.get('size_bytes', 0))}; restore point {report.get('restore_point')}"
+                f"   {name}: {report['segments']} WAL segments, {show_bytes(report['raw_bytes'])} in "
+                f"{show_bytes(report['size_bytes'])}; restore point {report['restore_point']}"
             )
         now = datetime.now(UTC)
         lacking = [f.database for f in read_status(self.plan.settings, DATABASES, now=now) if not f.windows]
@@ -160,7 +156,7 @@ class Story:
         self.shop.check()
         refused, committed = len(self.shop.refused), later[0] if later else 0
         self.narrator.claim(
-            f"the table is gone: {refused} orders were refused, while order-db committed {committed} payments",
+            f"the table is gone: {refused} orders were refused, and {committed} payments committed since",
             gone and refused > 0 and committed > 0,
         )
         return moment
@@ -226,8 +222,8 @@ class Story:
         )
         self.narrator.claim("the live server still lacks the table", now["orders"] is None)
         self._inventory_is_untouched()
-        self.narrator.say("   How long it took:")
-        self.narrator.table(("", "", "in Dagster's queue and start-up"), self.timings)
+        self.narrator.say("   how long it took:")
+        self.narrator.table(("", "all", "of it Dagster's queue and start of the run"), self.timings)
 
     def _inventory_is_untouched(self) -> None:
         """Both live servers ran on, and inventory-db lost none of its movements."""
@@ -242,8 +238,7 @@ class Story:
 
     def _show_status(self) -> None:
         self.narrator.chapter("The same at the terminal: pitr status")
-        argv = [sys.executable, "-m", "pitr_pipelines.cli", "status"]
-        argv[1:3] = ["-c", "from pitr_pipelines.cli import main; main()"]
+        argv = [sys.executable, "-c", "from pitr_pipelines.cli import main; main()", "status"]
         env = marked_environment(self.plan.place, {CONFIG_VARIABLE: str(self.plan.config)})
         done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
         self.narrator.show((done.stdout + done.stderr).splitlines())

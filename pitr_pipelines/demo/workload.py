@@ -30,14 +30,16 @@ CREATE TABLE payments (
     id bigint PRIMARY KEY, cents int NOT NULL, paid_at timestamptz NOT NULL DEFAULT clock_timestamp());
 INSERT INTO orders (id, customer, item, cents)
     SELECT n, md5(n::text), 'apples', n % 9000 + 100 FROM generate_series(1, {SEED_ORDERS}) n;
-"""
+"""  # noqa: S608 - a number of ours
 MOVEMENTS = f"""
 CREATE TABLE movements (
     id bigint PRIMARY KEY, item text NOT NULL, quantity int NOT NULL,
     moved_at timestamptz NOT NULL DEFAULT clock_timestamp());
 INSERT INTO movements (id, item, quantity)
     SELECT n, 'apples', n % 100 FROM generate_series(1, {SEED_MOVEMENTS}) n;
-"""
+"""  # noqa: S608 - a number of ours
+
+_ORDER = "INSERT INTO orders (id, customer, item, cents) VALUES (%s, %s, %s, %s)"
 
 Connect = Callable[[], psycopg.Connection[Any]]
 

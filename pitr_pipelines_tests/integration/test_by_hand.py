@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
@@ -72,9 +71,8 @@ def test_the_commands_in_the_readme_restore_a_moment(
     )
     bin_directory = server.cluster.binaries.reachable_by(server.cluster.account).directory
     give(settings.backup_root, server.cluster.account)
-    os.chmod(reachable_tmp, 0o777)  # noqa: PTH101
+    reachable_tmp.chmod(0o777)
     account = server.cluster.account
-    switch = {"user": account.uid, "group": account.gid, "extra_groups": []} if account.switch else {}
     done = subprocess.run(
         ["sh", "-euc", script],
         env={**variables, "PATH": f"{bin_directory}:/usr/bin:/bin:/usr/sbin:/sbin", "HOME": "/tmp"},
@@ -82,7 +80,9 @@ def test_the_commands_in_the_readme_restore_a_moment(
         capture_output=True,
         text=True,
         timeout=120,
-        **switch,
+        user=account.uid if account.switch else None,
+        group=account.gid if account.switch else None,
+        extra_groups=[] if account.switch else None,
     )
     cluster = Cluster(reachable_tmp / "by hand", server.cluster.binaries, account)
     try:

@@ -107,7 +107,7 @@ def test_a_hole_in_the_wal_is_named_and_only_moments_before_it_are_offered(backe
         plan_restore(backed.settings, "order-db", LatestTarget(), seal=False)
 
 
-def break_bundle(damage: Callable[[Path], None]) -> Callable[[Backed], Path]:
+def break_bundle(damage: Callable[[Path], object]) -> Callable[[Backed], Path]:
     def apply(backed: Backed) -> Path:
         path = backed.layout.bundle("order-db", backed.hour)
         for raw in backed.layout.wal("order-db").iterdir():
