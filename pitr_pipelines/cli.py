@@ -105,7 +105,7 @@ def init_db(
         click.echo(planned_sql(database, settings, **options), nl=False)
         return
     for step in prepare(database, settings, **options):
-        click.echo(f"{step.state:<8} {step.what}")
+        click.echo(f"{step.state:<16} {step.what}")
     click.echo(f"Now `pitr check {database}` tells what is still missing.")
 
 
@@ -237,6 +237,7 @@ def restore(
 
     TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
     """
+    from pitr_pipelines.restore.plan import NotCovered
     from pitr_pipelines.restore.plan_text import plan_json, plan_lines
     from pitr_pipelines.restore.prepare import plan_restore
     from pitr_pipelines.restore.target import parse_target
@@ -264,6 +265,8 @@ def restore(
         with progress_report(database) as report:
             done = carry_out(settings, plan, destination, report=report)
     except PitrError as error:
+        if plan_only and isinstance(error, NotCovered):
+            error.remedy += f"\nWithout --plan, {database} is sealed first if it answers, which covers any moment until now."
         if as_json:
             _print_json(error_json(error))
         raise

@@ -123,14 +123,15 @@ def _lines(label: str) -> Report:
     """Write a line when a step begins, every few seconds, and when it ends."""
     step: str | None = None
     said_at = 0.0
+    ended = False
 
     def report(progress: Progress) -> None:
-        nonlocal step, said_at
+        nonlocal step, said_at, ended
         finished = progress.total is not None and progress.done >= progress.total
         now = time.monotonic()
-        if progress.step == step and not finished and now - said_at < _LINE_EVERY_S:
+        if progress.step == step and (ended or (not finished and now - said_at < _LINE_EVERY_S)):
             return
-        step, said_at = progress.step, now
+        step, said_at, ended = progress.step, now, finished
         click.echo(f"{label}: {progress.step}: {_amount(progress)}", err=True)
 
     return report

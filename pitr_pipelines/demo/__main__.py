@@ -18,10 +18,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+import psycopg
+
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.narrator import Narrator
 from pitr_pipelines.demo.place import abandoned, remove, workplace
-from pitr_pipelines.demo.processes import end_marked, end_servers, marked_processes
+from pitr_pipelines.demo.processes import (
+    adopt_orphans,
+    bury_children,
+    end_marked,
+    end_servers,
+    marked_processes,
+)
 from pitr_pipelines.demo.servers import (
     INVENTORY_DB,
     ORDER_DB,
@@ -56,12 +64,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     narrator = Narrator()
     demo = Demo(narrator, once=given.once)
     _listen_to_signals()
+    adopt_orphans()
     try:
         return demo.run()
     except Interrupted as interrupted:
         return 0 if demo.told and not narrator.failed else 128 + interrupted.number
     except PitrError as error:
         narrator.plain("", f"The demo could not go on: {error.what}", *error.remedy.splitlines())
+        return 1
+    except psycopg.Error as error:
+        narrator.plain("", f"The demo could not go on: a server answered {str(error).strip()!r}")
         return 1
 
 
@@ -106,7 +118,7 @@ class Demo:
         story.introduce()
         narrator.say("   the shop is open: orders and payments, goods in and out, all the time")
         dagster.wait_until_ready()
-        narrator.say(f"   Dagster is up: {dagster.url}, with its schedules on")
+        narrator.say(f"   Dagster is up: {dagster.url}")
         restored = story.tell()
         self.told = True
         if self.once:
@@ -126,11 +138,14 @@ class Demo:
 
     def _end(self, place: Path, binaries: Binaries) -> None:
         began = time.monotonic()
-        self.narrator.plain("")
-        self.narrator.say("Ending everything that was started ...")
-        if self._shop is not None:
-            self._shop.close()
-        _clear(place, binaries)
+        try:
+            self.narrator.plain("")
+            self.narrator.say("Ending everything that was started ...")
+        finally:
+            if self._shop is not None:
+                self._shop.close()
+            _clear(place, binaries)
+            bury_children()
         left = list(marked_processes(place))
         self.narrator.claim(
             f"every process has ended and {place} is gone ({show_duration(time.monotonic() - began)})",

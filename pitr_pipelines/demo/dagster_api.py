@@ -16,7 +16,7 @@ from typing import Any
 from pitr_pipelines.errors import PitrError
 
 LOCATION = "pitr_pipelines"
-_REPOSITORY = "__repository__"
+_IN_REPOSITORY = {"repositoryLocationName": LOCATION, "repositoryName": "__repository__"}
 _PARTITION_TAG = "dagster/partition"
 _REQUEST_S = 30.0
 _POLL_S = 0.25
@@ -66,6 +66,14 @@ query Events($runId: ID!) {
         ... on ErrorEvent { error { message errorChain { error { message } } } }
       }
     }
+  }
+}
+"""
+_SCHEDULES = """
+query Schedules($repository: RepositorySelector!) {
+  schedulesOrError(repositorySelector: $repository) {
+    ... on Error { message }
+    ... on Schedules { results { name scheduleState { status } } }
   }
 }
 """
@@ -141,9 +149,8 @@ class DagsterApi:
 
         Raises RunFailed, with Dagster's words, if the job or the configuration is refused.
         """
-        selector = {"repositoryLocationName": LOCATION, "repositoryName": _REPOSITORY, "jobName": job}
         params = {
-            "selector": selector,
+            "selector": {**_IN_REPOSITORY, "jobName": job},
             "runConfigData": dict(config or {}),
             "executionMetadata": {"tags": [{"key": _PARTITION_TAG, "value": partition}]},
         }
@@ -156,6 +163,14 @@ class DagsterApi:
             + "\n".join(f"  {line}" for line in "\n".join(said).splitlines()),
             remedy="Correct what it names.",
         )
+
+    def schedules(self) -> dict[str, bool]:
+        """Return which schedules there are, and whether each is on. Raises DagsterUnavailable."""
+        answer = self.ask(_SCHEDULES, {"repository": _IN_REPOSITORY})["schedulesOrError"]
+        return {
+            schedule["name"]: schedule["scheduleState"]["status"] == "RUNNING"
+            for schedule in answer.get("results", [])
+        }
 
     def wait(self, run_id: str, *, timeout_s: float, watch: Callable[[], None]) -> FinishedRun:
         """Return the run once it succeeded; `watch` is called now and then and may raise.

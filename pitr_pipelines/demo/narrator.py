@@ -6,14 +6,21 @@ every one of them held.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TextIO
 
+from pitr_pipelines.errors import PitrError
 from pitr_pipelines.terminal import table
 
 _MARGIN = " " * 9
+
+
+class NobodyListens(PitrError):
+    """The output is closed: there is no point in going on."""
 
 
 class Narrator:
@@ -61,11 +68,17 @@ class Narrator:
             self.say(f"   NOT SO: {text}" + (f"\n          {otherwise}" if otherwise else ""))
 
     def plain(self, *lines: str) -> None:
-        """Print lines without a time; nothing once nobody listens any more."""
+        """Print lines without a time. Raises NobodyListens, once, if they cannot be printed."""
         if self._deaf:
             return
         try:
             for line in lines or ("",):
                 print(line, file=self._out, flush=True)
-        except (BrokenPipeError, ValueError):  # `make demo | head`, or the stream is closed
+        except OSError as error:  # as in `make demo | head`
             self._deaf = True
+            # What is still in the buffer would make Python complain when it exits.
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self._out.fileno())
+            raise NobodyListens(
+                f"the demo's output cannot be written: {error.strerror}", remedy="Let somebody read it."
+            ) from None

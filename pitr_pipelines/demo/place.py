@@ -26,7 +26,7 @@ ROOM_BYTES = 600 * 1024**2
 """What two young clusters, their backups and one restored cluster take, generously."""
 
 _LOCK = "lock"
-_YOUNG_S = 60.0
+_YOUNG_S = 10.0
 
 
 class NoPlace(PitrError):
@@ -60,8 +60,8 @@ def abandoned(parents: Sequence[Path] = PARENTS) -> Iterator[Path]:
                 status = place.lstat()
                 if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
                     continue
-                if time.time() - status.st_ctime < _YOUNG_S and not (place / _LOCK).exists():
-                    continue  # being made
+                if time.time() - status.st_ctime < _YOUNG_S:
+                    continue  # perhaps being made, and not locked yet
                 descriptor = os.open(
                     place / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
                 )

@@ -2,11 +2,14 @@
 
 Everything that Dagster starts inherits our mark, whatever process group or session it moves to; the
 PostgreSQL servers, which have clean environments, are found by the postmaster.pid in directories
-below ours. So all of them can be ended, also by a later demo when theirs was killed.
+below ours. So all of them can be ended, also by a later demo when theirs was killed. Orphans become
+our children as far as Linux lets us, so that none stays a zombie where nobody else buries them, as
+in many containers.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -27,6 +30,7 @@ MARK = "PITR_DEMO_PLACE"
 GRACE_S = 8.0
 _POLL_S = 0.05
 _LOG_LINES = 25
+_SET_CHILD_SUBREAPER = 36  # prctl(2), Linux
 
 
 class ProcessEnded(PitrError):
@@ -69,6 +73,21 @@ class Process:
                 + "\n".join(f"  {line}" for line in lines),
                 remedy="Correct what the log names, then run the demo again.",
             )
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent ends; does nothing where that cannot be."""
+    with suppress(AttributeError, OSError):  # no Linux
+        ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def bury_children(patience_s: float = 2.0) -> None:
+    """Take leave of every child that has ended, when all have been told to."""
+    deadline = time.monotonic() + patience_s
+    with suppress(ChildProcessError):  # there is none left
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(_POLL_S)
 
 
 def marked_environment(place: Path, added: Mapping[str, str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ SUPERUSER = "postgres"
 _ROLE = "pitr"
 _ROLE_PASSWORD_VARIABLE = "PITR_DEMO_ROLE_PASSWORD"  # noqa: S105
 _BASE_BACKUP_HOURS = (3, 15)
+
+_PREPARING = threading.Lock()
+"""init-db is one command after the other, as at a terminal: each brings the archive script up to date."""
 
 _SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -163,7 +167,8 @@ def _set_up(plan: Plan, name: str) -> LiveServer:
     log_file = plan.place / "logs" / f"{name}.log"
     cluster.start(log_file=log_file)
     admin_dsn = _dsn(port, SUPERUSER, plan.password_file)
-    steps = prepare(name, _with_role_password(plan.settings), admin_dsn=admin_dsn)
+    with _PREPARING:
+        steps = prepare(name, _with_role_password(plan.settings), admin_dsn=admin_dsn)
     restart = any(step.state is State.NEEDS_RESTART for step in steps)
     if restart:
         cluster.stop("fast")

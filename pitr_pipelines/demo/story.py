@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, LiteralString
 
 from pitr_pipelines.catalog.status import read_status
+from pitr_pipelines.catalog.verify import verify_database
 from pitr_pipelines.demo.dagster_api import FinishedRun, RunFailed
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.narrator import Narrator
@@ -77,6 +78,11 @@ class Story:
 
     def tell(self) -> Restored:
         """Play all of it and return what was restored. Raises PitrError if it cannot go on."""
+        schedules = self.dagster.api.schedules()
+        on = [name for name, runs in schedules.items() if runs]
+        self.narrator.claim(
+            f"its schedules are on: {', '.join(on)}", len(on) == len(schedules) > 0, f"there are {schedules}"
+        )
         self._take_base_backups()
         self._make_restore_points()
         moment = self._lose_the_table()
@@ -119,7 +125,7 @@ class Story:
             )
         statuses = read_status(self.plan.settings, DATABASES, now=datetime.now(UTC))
         lacking = [found.database for found in statuses if found.last_base is None or found.problems]
-        self.narrator.claim("both are in storage, verified", not lacking, f"not those of {lacking}")
+        self.narrator.claim("both are in storage", not lacking, f"not those of {lacking}")
 
     def _make_restore_points(self) -> None:
         self.narrator.chapter("A restore point now, of the hour that is still running: hourly_bundles")
@@ -134,14 +140,21 @@ class Story:
         now = datetime.now(UTC)
         lacking = [f.database for f in read_status(self.plan.settings, DATABASES, now=now) if not f.windows]
         self.narrator.claim("both databases have a recovery window", not lacking, f"not {lacking}")
+        verified = [found for name in DATABASES for found in verify_database(self.plan.settings, name)]
+        wrong = [f"{found.database}: {found.problem}" for found in verified if found.problem is not None]
+        self.narrator.claim(
+            f"`pitr verify` reads all {len(verified)} artifacts again and finds nothing wrong",
+            bool(verified) and not wrong,
+            "; ".join(wrong),
+        )
 
     def _lose_the_table(self) -> Moment:
         self.narrator.chapter("The mistake")
         moment = self._note_moment()
         count = len(moment.rows["orders"])
-        self.narrator.say(f"   {_clock(moment.at)}  all is well: {count} orders, the newest not a second old")
+        self.narrator.say(f"   {_clock(moment.at)}  all is well: {count} orders, and new ones all the time")
         self.narrator.claim(
-            "orders came in while all of this went on", count > SEED_ORDERS, "not one since the shop opened"
+            f"{count - SEED_ORDERS} orders came in while all of this went on", count > SEED_ORDERS
         )
         time.sleep(_BEFORE_S)
         with self.orders.connect() as connection:

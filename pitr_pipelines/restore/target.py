@@ -78,11 +78,8 @@ def parse_moment(text: str, zone: ZoneInfo) -> datetime:
 
 
 def show_moment(moment: datetime, zone: ZoneInfo) -> str:
-    """Return a moment in the configured zone with its offset, and in UTC where that differs."""
-    local = moment.astimezone(zone)
-    shown = local.isoformat(sep=" ")
-    utc = moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
-    return shown if zone.key == "UTC" else f"{shown} ({utc} UTC)"
+    """Return a moment in the configured zone, with its offset."""
+    return moment.astimezone(zone).isoformat(sep=" ")
 
 
 def parse_target(
