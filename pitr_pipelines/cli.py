@@ -266,7 +266,7 @@ def restore(
             done = carry_out(settings, plan, destination, report=report)
     except PitrError as error:
         if plan_only and isinstance(error, NotCovered):
-            error.remedy += f"\nWithout --plan, {database} is sealed first if it answers, which covers any moment until now."
+            error.remedy += f"\nWithout --plan, {database} is sealed first if it answers: then it is covered."
         if as_json:
             _print_json(error_json(error))
         raise

@@ -235,5 +235,6 @@ def _joined(held: Stretch, other: Stretch) -> Stretch:
         tail = other
         until = max(held.until, other.until) if other.in_base else other.until
     else:
-        return held
+        tail = held
+        until = max(held.until, other.until) if held.in_base else held.until
     return Stretch(held.first, tail.last, tail.closed_at, until, tail.in_base)
