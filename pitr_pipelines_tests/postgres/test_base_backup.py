@@ -249,9 +249,10 @@ def test_a_replacement_takes_the_place_of_todays_in_one_step_or_leaves_it(
     def break_off(new: Path, old: Path) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(durable, "exchange", break_off)
-        take_base_backup(settings, server.name, replace=True)
+        with pytest.raises(KeyboardInterrupt):
+            take_base_backup(settings, server.name, replace=True)
     assert read_record(directory / BASE_RECORD, BaseRecord) == first
     verify_base(directory, first)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
 from pitr_pipelines.errors import (
     ArtifactBusy,
     BinariesNotFound,
