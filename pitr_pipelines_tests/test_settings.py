@@ -248,7 +248,7 @@ def test_an_unknown_database_is_refused_and_the_known_ones_named() -> None:
 
 def test_settings_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
-        parse().timezone = "Europe/Paris"  # type: ignore[misc]
+        parse().timezone = "Europe/Paris"
 
 
 def test_reading_touches_nothing_but_the_file(tmp_path: Path) -> None:

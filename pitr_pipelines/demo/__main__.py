@@ -111,7 +111,7 @@ class Demo:
         narrator.chapter("Two servers, prepared by `pitr init-db`; Dagster starts meanwhile")
         plan = plan_servers(place, binaries, now=datetime.now(UTC))
         dagster = DagsterUi(place, plan.config)
-        servers = set_up_servers(plan)
+        servers = set_up_servers(plan, dagster.go_on)
         orders, inventory = servers[ORDER_DB], servers[INVENTORY_DB]
         self._shop = Workload.open(orders.connect, inventory.connect)
         story = Story(plan, servers, dagster, self._shop, narrator)

@@ -1,14 +1,15 @@
 """Dagster for the demo: code server, webserver and daemon, on loopback, with an instance of its own.
 
-The two servers share one code server, because each import of the definitions costs seconds. Nothing
-of Dagster is imported here. All of it is marked as the demo's, and ended by that mark.
+The other two share one code server, because each import of the definitions costs seconds; and they
+start after it, because processes that create the instance's database at the same time stumble over
+each other's tables. Nothing of Dagster is imported here. All of it is marked as the demo's, and
+ended by that mark.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import yaml
@@ -46,7 +47,7 @@ class DagsterUi:
     """A running Dagster. `api` can be used after `wait_until_ready`."""
 
     def __init__(self, place: Path, config: Path) -> None:
-        """Write the instance's files and start the processes that take longest; returns at once."""
+        """Write the instance's files and start the code server; returns at once."""
         self.home = place / "dagster"
         self._place = place
         self._socket = place / "code.sock"
@@ -57,17 +58,30 @@ class DagsterUi:
         grpc = {"socket": str(self._socket), "location_name": LOCATION}
         self._workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": grpc}]}))
         self._code_server = self._start("code-server", *_CODE_SERVER, "--socket", str(self._socket))
+        self._web: Process | None = None
         self._daemon: Process | None = None
-        self._open_web()
+        self._port = 0
+
+    @property
+    def api(self) -> DagsterApi:
+        return DagsterApi(self._port)
 
     @property
     def url(self) -> str:
         return self.api.url
 
+    def go_on(self) -> None:
+        """Start what can be started by now; call it while waiting for other things."""
+        if self._web is None and self._socket.exists():
+            self._open_web()
+            where = ("--workspace", str(self._workspace))
+            self._daemon = self._start("daemon", "dagster._daemon", "run", *where)
+
     def check(self) -> None:
         """Raise ProcessEnded if one of the processes has ended."""
-        for process in self._processes():
-            process.check()
+        for process in (self._code_server, self._web, self._daemon):
+            if process is not None:
+                process.check()
 
     def wait_until_ready(self, timeout_s: float = READY_S) -> None:
         """Return once the pages answer, the definitions are loaded and the daemon works off the queue.
@@ -78,7 +92,8 @@ class DagsterUi:
         deadline = time.monotonic() + timeout_s
         attempts = 1
         while (obstacle := self._obstacle()) is not None:
-            if not self._web.lives and attempts < _ATTEMPTS and not port_is_free(self._port):
+            lost_port = self._web is not None and not self._web.lives and not port_is_free(self._port)
+            if lost_port and attempts < _ATTEMPTS:
                 attempts += 1
                 self._open_web()
             self.check()
@@ -90,11 +105,10 @@ class DagsterUi:
             time.sleep(_POLL_S)
 
     def _obstacle(self) -> str | None:
-        """Return what is still missing; starts the daemon as soon as there is a code server to talk to."""
-        if self._daemon is None and self._socket.exists():
-            self._daemon = self._start(
-                "daemon", "dagster._daemon", "run", "--workspace", str(self._workspace)
-            )
+        """Return what is still missing, if anything is."""
+        self.go_on()
+        if self._web is None:
+            return "the code server is loading the definitions"
         try:
             state = self.api.ask(_STATE)
         except DagsterUnavailable as error:
@@ -106,9 +120,8 @@ class DagsterUi:
             return "the definitions are being loaded"
         loaded = entries[0]["locationOrLoadError"]
         if loaded["__typename"] != "RepositoryLocation":
-            # The webserver was up before the code server.
-            if self._socket.exists():
-                self.api.ask(_RELOAD, {"name": LOCATION})
+            # The webserver was quicker than the code server's first answer.
+            self.api.ask(_RELOAD, {"name": LOCATION})
             return f"the definitions do not load: {loaded.get('message')}"
         waiting = [
             daemon["daemonType"]
@@ -119,18 +132,12 @@ class DagsterUi:
 
     def _open_web(self) -> None:
         self._port = USUAL_PORT if port_is_free(USUAL_PORT) else free_port()
-        self.api = DagsterApi(self._port)
         where = ("--host", "127.0.0.1", "--port", str(self._port), "--workspace", str(self._workspace))
         self._web = self._start("webserver", "dagster_webserver", *where)
 
     def _start(self, name: str, module: str, *arguments: str) -> Process:
         argv = [sys.executable, "-m", module, *arguments]
         return Process.start(f"Dagster's {name}", argv, self._place / "logs" / f"{name}.log", self._env)
-
-    def _processes(self) -> Iterator[Process]:
-        yield from (self._code_server, self._web)
-        if self._daemon is not None:
-            yield self._daemon
 
 
 _CODE_SERVER = (

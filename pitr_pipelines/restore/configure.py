@@ -191,7 +191,8 @@ class Configuration:
         self._drop_overridden(AUTO)
         self._main.write(
             self._original.rstrip("\n")
-            + f"\n\n{MARK}what follows makes this copy of {self.database} harmless, and beats what is above\n"
+            + f"\n\n{MARK}what follows beats what is above, and makes this copy harmless.\n"
+            "# To put the copy into service, go through these lines and delete what is not wanted.\n"
             + format_settings(self.overrides)
         )
 
@@ -222,7 +223,7 @@ class Configuration:
         if disabled:
             reason = " ".join(said.split("\n")[0].split())
             self.notes += [f"left out of the configuration: {line} ({reason})" for line in disabled]
-            self._original = self._main.read().partition(f"\n\n{MARK}what follows")[0] + "\n"
+            self._original = self._main.read().rpartition(f"\n\n{MARK}what follows")[0] + "\n"
         return bool(disabled)
 
     def _start_afresh(self) -> None:

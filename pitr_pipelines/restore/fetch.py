@@ -67,7 +67,7 @@ def fetch(
             names: list[str] = []
             for done, future in enumerate(staging, 1):
                 names += future.result()
-                report(Progress("unpack", done, len(staging), "parts of the WAL"))
+                report(Progress("unpack", done, len(staging), "files"))
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise

@@ -34,7 +34,7 @@ from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
 
 _POLL_S = 0.1
-_START_S = 5.0
+_START_S = 30.0
 _COMING_UP_S = 1.0
 _STOP_S = 3600.0
 _RECOVERY_SIGNAL = "recovery.signal"
@@ -165,10 +165,11 @@ def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, total: int, report: R
             if postmaster.status == "ready" and log.timeline is not None:
                 return
         elif seen or log.problems or time.monotonic() - begun > _START_S:
-            time.sleep(_POLL_S)
-            log.update()
-            problem, remedy = log.explain()
-            raise _failed(plan, log, problem, remedy)
+            time.sleep(_POLL_S)  # it may have been read while it was being written
+            if cluster.postmaster() is None:
+                log.update()
+                problem, remedy = log.explain()
+                raise _failed(plan, log, problem, remedy)
         time.sleep(_POLL_S)
 
 

@@ -59,21 +59,19 @@ def restore(
     """
     account = server_account(settings.run_as)
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
-    claim(destination, plan, account)
+    with _in_sentences(destination):
+        claim(destination, plan, account)
     try:
-        with _terminable():
+        with _terminable(), _in_sentences(destination):
             work = _Restore(settings, plan, destination, binaries, report, log)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
-    except OSError as error:
-        raise _marked(
-            destination,
-            PitrError(
-                f"cannot write {error.filename or destination.directory}: {error.strerror}",
-                remedy="Make room or mend the file system, or restore into another directory.",
-            ),
-        ) from error
     except PitrError as error:
-        raise _marked(destination, error)  # noqa: B904 - it is the same error
+        if destination.marker.exists():
+            error.remedy += (
+                f" {destination.directory} is marked INCOMPLETE: delete it before you restore there again "
+                f"(its log is {destination.log_file.name})."
+            )
+        raise
 
 
 class _Restore:
@@ -229,14 +227,16 @@ def _checks(plan: Plan, recovered: Recovered) -> Iterator[str]:
     yield "the cluster shut down cleanly, and all of it is on disk"
 
 
-def _marked(destination: Destination, error: PitrError) -> PitrError:
-    """Say in the error what has become of the directory."""
-    if destination.marker.exists():
-        error.remedy += (
-            f" {destination.directory} is marked INCOMPLETE: delete it before you restore there again "
-            f"(its log is {destination.log_file.name})."
-        )
-    return error
+@contextmanager
+def _in_sentences(destination: Destination) -> Iterator[None]:
+    """Turn errors of the file system into ours."""
+    try:
+        yield
+    except OSError as error:
+        raise PitrError(
+            f"the restore cannot use {error.filename or destination.directory}: {error.strerror}",
+            remedy="Make room or mend the file system, or restore into another directory.",
+        ) from error
 
 
 @contextmanager

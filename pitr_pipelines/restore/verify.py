@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import psycopg
+
 from pitr_pipelines.errors import ServerUnavailable
 from pitr_pipelines.postgres.connection import open_connection, parse_dsn
 from pitr_pipelines.restore.destination import Destination
@@ -29,20 +31,27 @@ class Look:
 def look(settings: Settings, database: str, destination: Destination, sockets: Path) -> Look:
     """Ask the recovered server whose private socket is in `sockets`."""
     source = parse_dsn(settings.database(database).dsn, key=f"databases.{database}.dsn")
-    parameters = {
-        "host": str(sockets),
-        "port": str(destination.port),
-        "user": source.get("user", "postgres"),
-        "dbname": source.get("dbname", "postgres"),
-        "sslmode": "disable",
-    }
-    try:
-        with open_connection(f"the restored {database}", parameters) as connection:
-            answer = connection.execute(_QUESTIONS).fetchone()
-    except ServerUnavailable as error:
-        return Look((), (f"it was not asked anything: {error.what}",), None)
-    assert answer is not None
-    databases, differing, subscriptions, superuser = answer
+    problem = ""
+    for user in dict.fromkeys((source.get("user", "postgres"), "postgres")):
+        parameters = {
+            "host": str(sockets),
+            "port": str(destination.port),
+            "user": user,
+            "dbname": source.get("dbname", "postgres"),
+            "sslmode": "disable",
+        }
+        try:
+            with open_connection(f"the restored {database}", parameters) as connection:
+                answer = connection.execute(_QUESTIONS).fetchone()
+        except (ServerUnavailable, psycopg.Error) as error:
+            problem = problem or str(error).partition("\n")[0]
+        else:
+            assert answer is not None
+            return _tell(*answer)
+    return Look((), (f"the recovered server could not be asked anything: {problem}",), None)
+
+
+def _tell(databases: int, differing: list[str], subscriptions: int, superuser: str) -> Look:
     notes = []
     if differing:
         notes.append(
@@ -54,7 +63,7 @@ def look(settings: Settings, database: str, destination: Destination, sockets: P
             f"{subscriptions} logical subscriptions are kept from connecting, so that they take nothing away "
             "from the original (max_logical_replication_workers = 0)"
         )
-    return Look((f"it answers, and has {databases} databases",), tuple(notes), superuser)
+    return Look((f"it answers; databases: {databases}",), tuple(notes), superuser)
 
 
 _QUESTIONS = """

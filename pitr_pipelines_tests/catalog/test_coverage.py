@@ -69,7 +69,7 @@ def closed_at_of(number: int) -> datetime:
 def worlds(draw: st.DrawFn) -> World:
     switch = draw(st.none() | st.integers(5, 25))
     timelines = (1,) if switch is None else (1, 2)
-    closed_at = {}
+    closed_at: dict[SegmentName, datetime] = {}
     for timeline in timelines:
         missing = draw(st.sets(st.integers(1, LAST), max_size=4))
         begin, end = (switch or 1, LAST) if timeline == 2 else (1, draw(st.integers(1, LAST)))

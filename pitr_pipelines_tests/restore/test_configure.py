@@ -63,7 +63,8 @@ def test_only_files_inside_are_included(
     conf("conf.d/inner.conf", "include '../../outside.conf'\nwork_mem = '1MB'\n")
     main = conf(
         "postgresql.conf",
-        f"include_dir 'conf.d'\ninclude = 'missing.conf'\ninclude_if_exists '{tmp_path}/outside.conf'\nport = 2\n",
+        "include_dir 'conf.d'\ninclude = 'missing.conf'\n"
+        f"include_if_exists '{tmp_path}/outside.conf'\nport = 2\n",
     )
     disabled = confine_includes(main.path, tmp_path / "data", account)
     assert len(disabled) == 3
@@ -216,9 +217,8 @@ def test_a_missing_library_does_not_keep_the_data_away(restored: Restored) -> No
 
 def test_libraries_that_run_jobs_are_left_out(restored: Restored) -> None:
     restored.make("shared_preload_libraries = 'pg_cron'\ncron.database_name = 'postgres'\n")
-    assert restored.adapt() == [
-        "shared_preload_libraries is without pg_cron: it runs jobs, which a restored copy should not do by itself"
-    ]
+    (note,) = restored.adapt()
+    assert note.startswith("shared_preload_libraries is without pg_cron: it runs jobs")
     restored.connect().close()
 
 

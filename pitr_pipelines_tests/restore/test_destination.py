@@ -11,6 +11,7 @@ import pytest
 from pitr_pipelines.errors import BadRequest, DestinationInUse
 from pitr_pipelines.postgres.account import Account
 from pitr_pipelines.restore.destination import (
+    Destination,
     DestinationUnusable,
     choose_destination,
     claim,
@@ -34,7 +35,9 @@ def settings(reachable_tmp: Path) -> Settings:
     return parse_settings(values, source=reachable_tmp / "pitr.yaml")
 
 
-def choose(settings: Settings, plan: Plan | None = None, to: Path | None = None, port: int | None = None):  # type: ignore[no-untyped-def]
+def choose(
+    settings: Settings, plan: Plan | None = None, to: Path | None = None, port: int | None = None
+) -> Destination:
     return choose_destination(settings, plan or plan_by_hand(), to=to, port=port, keep_running=True)
 
 

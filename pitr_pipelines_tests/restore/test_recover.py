@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -16,8 +18,10 @@ import pytest
 
 from pitr_pipelines.errors import DestinationInUse, RecoveryFailed
 from pitr_pipelines.postgres.account import make_owned_directory
+from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress
+from pitr_pipelines.restore import recover
 from pitr_pipelines.restore.destination import Destination
 from pitr_pipelines.restore.plan import Plan, StopAtEnd, StopAtTime
 from pitr_pipelines.restore.recover import recovery_options
@@ -98,6 +102,20 @@ def test_a_restore_to_the_end_replays_everything(
         assert any("was replayed" in check for check in report.checks)
 
 
+def test_a_role_that_is_not_in_the_restored_cluster_is_no_failure(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    scene = make_scene(server_factory, pitr_settings)
+    scene.switch()
+    database = scene.settings.databases["order-db"]
+    stranger = database.model_copy(update={"dsn": database.dsn.replace("user=pitr", "user=stranger")})
+    scene.settings = scene.settings.model_copy(update={"databases": {"order-db": stranger}})
+    with scene.restored() as (report, _):
+        assert "it answers; databases: 1" in report.checks
+        assert "-U postgres" in report.connect
+        assert report.notes == ()
+
+
 def test_progress_counts_the_segments(scene: Scene) -> None:
     scene.insert(1)
     scene.switch()
@@ -137,11 +155,11 @@ def test_a_staged_file_that_is_lost_aborts_recovery(
     staged = [str(s.name) for s in plan.segments if isinstance(s.place, InArchive)]
     name = staged[0 if lost == "first" else -1]
 
-    def losing(*_: object, **__: object) -> bool:
+    def lose(_: Destination) -> int:
         (destination.staging / name).unlink()
-        return False
+        return len(staged)
 
-    monkeypatch.setattr("pitr_pipelines.restore.recover._count_staged", lambda _: losing())
+    monkeypatch.setattr(recover, "_count_staged", lose)
     with pytest.raises(RecoveryFailed, match="staged for recovery could not be read") as caught:
         restore(scene.settings, plan, destination)
     assert name in caught.value.what
@@ -285,10 +303,6 @@ def test_tablespaces_go_into_the_directory(scene: Scene, reachable_tmp: Path) ->
 
 def retake_base(scene: Scene) -> Scene:
     """Replace the base backup by one of the source as it is now."""
-    import shutil
-
-    from pitr_pipelines.postgres.base_backup import take_base_backup
-
     shutil.rmtree(scene.layout.bases(scene.server.name))
     take_base_backup(scene.settings, scene.server.name)
     return scene
@@ -387,17 +401,15 @@ def test_access_rules_that_do_not_work_here_are_replaced(scene: Scene) -> None:
         made.restored_cluster(destination).stop("immediate")
 
 
-def test_data_is_whole_even_if_its_server_does_not_start(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import socket
-
+def test_data_is_whole_even_if_its_server_does_not_start(scene: Scene) -> None:
     scene.switch()
     plan = scene.plan(LatestTarget())
     destination = scene.destination(plan)
-    with socket.create_server(("127.0.0.1", destination.port)):
-        with pytest.raises(RecoveryFailed, match="is restored, whole and on disk") as caught:
-            restore(scene.settings, plan, destination)
+    with (
+        socket.create_server(("127.0.0.1", destination.port)),
+        pytest.raises(RecoveryFailed, match="is restored, whole and on disk") as caught,
+    ):
+        restore(scene.settings, plan, destination)
     assert f"the port {destination.port} is taken" in caught.value.what
     assert "pg_ctl" in caught.value.remedy
     assert not destination.marker.exists()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from pitr_pipelines.catalog.records import BundleRecord, BundleState, SealRecord, read_record
 from pitr_pipelines.errors import ArtifactDamaged, BadRequest
-from pitr_pipelines.wal import archive, bundles
+from pitr_pipelines.wal import archive, bundle_file
 from pitr_pipelines.wal.archive import scan_archive
 from pitr_pipelines.wal.bundles import BundleOutcome, make_bundle
 from pitr_pipelines.wal.lsn import SegmentName
@@ -534,16 +535,16 @@ def test_what_was_not_read_back_as_it_was_written_is_not_published(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_archive(store.wal, STEADY)
-    write = bundles.bundle_file.write_bundle
+    write = bundle_file.write_bundle
 
-    def write_on_a_bad_disk(path: Path, *args: object, **kwargs: object) -> object:
-        result = write(path, *args, **kwargs)  # type: ignore[arg-type]
+    def write_on_a_bad_disk(path: Path, *args: Any, **kwargs: Any) -> object:
+        result = write(path, *args, **kwargs)
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
         return result
 
-    monkeypatch.setattr(bundles.bundle_file, "write_bundle", write_on_a_bad_disk)
+    monkeypatch.setattr(bundle_file, "write_bundle", write_on_a_bad_disk)
     with pytest.raises(ArtifactDamaged):
         bundle(store, 9)
     assert contents(store) == {}
