@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,8 +60,8 @@ def make_directory(path: Path) -> Path:
 
 
 def temporary_name(path: Path) -> Path:
-    """Return the name under which this process writes `path` before it is whole."""
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Return the name under which this thread writes `path` before it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

@@ -97,6 +97,13 @@ class BaseRecord(Record):
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
+    @property
+    def packed_bytes(self) -> int:
+        """What `uncompressed_bytes` came to: the base's files without its WAL and manifest."""
+        return sum(
+            file.size_bytes for file in self.files if not file.name.startswith(("pg_wal.", "backup_manifest"))
+        )
+
 
 class SealRecord(Record):
     """The seal of one hour: a commit at `at` (server clock) and a restore point at `lsn`.

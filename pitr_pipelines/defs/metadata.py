@@ -40,7 +40,7 @@ def base_metadata(layout: Layout, record: BaseRecord) -> Metadata:
         "data_checksums": dg.MetadataValue.bool(record.data_checksums),
         "tablespaces": dg.MetadataValue.int(len(record.tablespaces)),
     }
-    _add_ratio(metadata, record.uncompressed_bytes, record.size_bytes)
+    _add_ratio(metadata, record.uncompressed_bytes, record.packed_bytes)
     _add_rate(metadata, record.uncompressed_bytes, duration_s)
     return metadata
 

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import psycopg
 
@@ -37,7 +38,7 @@ from pitr_pipelines.demo.servers import (
     plan_servers,
     set_up_servers,
 )
-from pitr_pipelines.demo.story import Restored, Story
+from pitr_pipelines.demo.story import Restored, Story, introduce
 from pitr_pipelines.demo.workload import Workload
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.postgres.binaries import Binaries
@@ -114,11 +115,11 @@ class Demo:
         servers = set_up_servers(plan, dagster.go_on)
         orders, inventory = servers[ORDER_DB], servers[INVENTORY_DB]
         self._shop = Workload.open(orders.connect, inventory.connect)
-        story = Story(plan, servers, dagster, self._shop, narrator)
-        story.introduce()
+        introduce(plan, servers, narrator)
         narrator.say("   the shop is open: orders and payments, goods in and out, all the time")
         dagster.wait_until_ready()
         narrator.say(f"   Dagster is up: {dagster.url}")
+        story = Story(plan, servers, dagster, self._shop, narrator)
         restored = story.tell()
         self.told = True
         if self.once:
@@ -126,9 +127,7 @@ class Demo:
         narrator.plain("")
         narrator.say(self._summary())
         _invite(narrator, story, restored)
-        while True:
-            time.sleep(_WATCH_S)
-            story.watch()
+        _stay(narrator, story)
 
     def _summary(self) -> str:
         failed = self.narrator.failed
@@ -183,6 +182,19 @@ def _invite(narrator: Narrator, story: Story, restored: Restored) -> None:
         f"  {shlex.join([psql, orders.dsn()])}   (live)",
         f"  {shlex.join([psql, orders.dsn(restored.port)])}   (restored)",
     )
+
+
+def _stay(narrator: Narrator, story: Story) -> NoReturn:
+    """Leave everything up until a signal comes. Whoever plays with it may break it: that is only said."""
+    said = ""
+    while True:
+        time.sleep(_WATCH_S)
+        try:
+            story.watch()
+        except PitrError as error:
+            if error.what != said:
+                said = error.what
+                narrator.say(said)
 
 
 def _listen_to_signals() -> None:

@@ -50,7 +50,7 @@ class DagsterUi:
         """Write the instance's files and start the code server; returns at once."""
         self.home = place / "dagster"
         self._place = place
-        self._socket = place / "code.sock"
+        self._socket = self.home / "code.sock"
         self._env = marked_environment(place, {"DAGSTER_HOME": str(self.home), CONFIG_VARIABLE: str(config)})
         self._workspace = self.home / "workspace.yaml"
         self.home.mkdir(mode=0o700)
@@ -131,7 +131,7 @@ class DagsterUi:
         return f"the daemon has not begun with {', '.join(waiting)}" if waiting else None
 
     def _open_web(self) -> None:
-        self._port = USUAL_PORT if port_is_free(USUAL_PORT) else free_port()
+        self._port = choose_port()
         where = ("--host", "127.0.0.1", "--port", str(self._port), "--workspace", str(self._workspace))
         self._web = self._start("webserver", "dagster_webserver", *where)
 
@@ -140,12 +140,18 @@ class DagsterUi:
         return Process.start(f"Dagster's {name}", argv, self._place / "logs" / f"{name}.log", self._env)
 
 
+def choose_port() -> int:
+    """Return Dagster's usual port, or another that is free if that is taken."""
+    return USUAL_PORT if port_is_free(USUAL_PORT) else free_port()
+
+
 _CODE_SERVER = (
     *("dagster", "api", "grpc", "--module-name", _DEFINITIONS, "--location-name", LOCATION),
     "--use-python-environment-entry-point",
 )
 _INSTANCE = {
     "telemetry": {"enabled": False},
+    "nux": {"enabled": False},
     "run_coordinator": {
         "module": "dagster.core.run_coordinator",
         "class": "QueuedRunCoordinator",

@@ -10,18 +10,19 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 from pitr_pipelines.catalog.status import read_status
 from pitr_pipelines.catalog.verify import verify_database
-from pitr_pipelines.demo.dagster_api import FinishedRun, RunFailed
 from pitr_pipelines.demo.dagster_ui import DagsterUi
+from pitr_pipelines.demo.moment import TABLES, Moment, all_rows, count_rows, fetch_value, note_moment
 from pitr_pipelines.demo.narrator import Narrator
 from pitr_pipelines.demo.processes import marked_environment
+from pitr_pipelines.demo.runs import Launcher, metadata_of
 from pitr_pipelines.demo.servers import DATABASES, INVENTORY_DB, ORDER_DB, LiveServer, Plan
 from pitr_pipelines.demo.workload import SEED_ORDERS, Workload
 from pitr_pipelines.errors import PitrError
@@ -30,20 +31,8 @@ from pitr_pipelines.settings import CONFIG_VARIABLE, asset_name
 from pitr_pipelines.units import show_bytes, show_duration
 from pitr_pipelines.wal.hours import Hour
 
-RUN_S = 240.0
-"""How long one run may take before the demo gives up on it."""
-
 _BEFORE_S = 1.0
 _AFTER_S = 2.0
-_TABLES = ("orders", "payments")
-
-
-@dataclass(frozen=True)
-class Moment:
-    """A moment of order-db, and the rows that were committed by then, as the server itself tells."""
-
-    at: datetime
-    rows: Mapping[str, frozenset[tuple[Any, ...]]]
 
 
 @dataclass(frozen=True)
@@ -55,8 +44,21 @@ class Restored:
     report: Mapping[str, Any]
 
 
+def introduce(plan: Plan, servers: Mapping[str, LiveServer], narrator: Narrator) -> None:
+    """Show the servers, and check that `pitr check` is content with them."""
+    for name, server in servers.items():
+        narrator.say(f"   {name} on port {server.port}: {server.preparation}")
+    wrong = [
+        f"{name}: {finding.subject}: {finding.detail}"
+        for name in servers
+        for finding in check(name, plan.settings)
+        if not finding.ok
+    ]
+    narrator.claim("`pitr check` finds nothing missing on either", not wrong, "; ".join(wrong))
+
+
 class Story:
-    """The stage is set; `tell` plays it."""
+    """The stage is set, with Dagster ready and the shop open; `tell` plays it."""
 
     def __init__(
         self,
@@ -73,7 +75,7 @@ class Story:
         self.dagster = dagster
         self.shop = shop
         self.narrator = narrator
-        self.timings: list[tuple[str, str, str]] = []
+        self.runs = Launcher(dagster.api, narrator, self.watch)
         self._postmasters = {name: server.cluster.pid() for name, server in servers.items()}
 
     def tell(self) -> Restored:
@@ -102,23 +104,11 @@ class Story:
                     remedy=f"Its log is {self.plan.place / 'logs' / f'{name}.log'}.",
                 )
 
-    def introduce(self) -> None:
-        """Show the servers, and check that `pitr check` is content with them."""
-        for name, server in self.servers.items():
-            self.narrator.say(f"   {name} on port {server.port}: {server.preparation}")
-        wrong = [
-            f"{name}: {finding.subject}: {finding.detail}"
-            for name in DATABASES
-            for finding in check(name, self.plan.settings)
-            if not finding.ok
-        ]
-        self.narrator.claim("`pitr check` finds nothing missing on either", not wrong, "; ".join(wrong))
-
     def _take_base_backups(self) -> None:
         self.narrator.chapter("Base backups of both databases, in one Dagster run: daily_base_backups")
-        run = self._run("daily_base_backups", lambda: datetime.now(UTC).date().isoformat())
+        run = self.runs.run("daily_base_backups", lambda: datetime.now(UTC).date().isoformat())
         for name in DATABASES:
-            report = _metadata(run, f"{asset_name(name)}/base_backup")
+            report = metadata_of(run, f"{asset_name(name)}/base_backup")
             self.narrator.say(
                 f"   {name}: {show_bytes(report['uncompressed_bytes'])}, copied in "
                 f"{show_duration(report['copy_s'])}, from {report['start_lsn']} to {report['end_lsn']}"
@@ -130,9 +120,9 @@ class Story:
     def _make_restore_points(self) -> None:
         self.narrator.chapter("A restore point now, of the hour that is still running: hourly_bundles")
         time.sleep(_AFTER_S)
-        run = self._run("hourly_bundles", _this_hour)
+        run = self.runs.run("hourly_bundles", _this_hour)
         for name in DATABASES:
-            report = _metadata(run, f"{asset_name(name)}/wal_bundle")
+            report = metadata_of(run, f"{asset_name(name)}/wal_bundle")
             self.narrator.say(
                 f"   {name}: {report['segments']} WAL segments, {show_bytes(report['raw_bytes'])} in "
                 f"{show_bytes(report['size_bytes'])}; restore point {report['restore_point']}"
@@ -150,7 +140,8 @@ class Story:
 
     def _lose_the_table(self) -> Moment:
         self.narrator.chapter("The mistake")
-        moment = self._note_moment()
+        with self.orders.connect() as connection:
+            moment = note_moment(connection)
         count = len(moment.rows["orders"])
         self.narrator.say(f"   {_clock(moment.at)}  all is well: {count} orders, and new ones all the time")
         self.narrator.claim(
@@ -159,10 +150,10 @@ class Story:
         time.sleep(_BEFORE_S)
         with self.orders.connect() as connection:
             connection.execute("DROP TABLE orders")
-            dropped_at: datetime = _one(connection, "SELECT clock_timestamp()")
+            dropped_at: datetime = fetch_value(connection, "SELECT clock_timestamp()")
             self.narrator.say(f"   {_clock(dropped_at)}  order-db=# DROP TABLE orders;")
             time.sleep(_AFTER_S)
-            gone = _one(connection, "SELECT to_regclass('orders') IS NULL")
+            gone = fetch_value(connection, "SELECT to_regclass('orders') IS NULL")
             later = connection.execute(
                 "SELECT count(*) FROM payments WHERE pg_xact_commit_timestamp(xmin) > %s", [dropped_at]
             ).fetchone()
@@ -174,17 +165,6 @@ class Story:
         )
         return moment
 
-    def _note_moment(self) -> Moment:
-        """Pick this moment, and ask the server which rows were committed by it."""
-        with self.orders.connect() as connection:
-            at: datetime = _one(connection, "SELECT clock_timestamp()")
-            while _one(connection, _STILL_OPEN, at):
-                time.sleep(0.02)
-            rows = {
-                table: frozenset(connection.execute(_COMMITTED[table], [at]).fetchall()) for table in _TABLES
-            }
-        return Moment(at.astimezone(UTC), rows)
-
     def _restore(self, moment: Moment) -> Restored:
         self.narrator.chapter(f"order-db as it was at {_clock(moment.at)}, in a cluster beside it: restore")
         config = {
@@ -194,10 +174,10 @@ class Story:
                 }
             }
         }
-        run = self._run("restore", lambda: str(Hour.containing(moment.at)), config)
-        report = _metadata(run, f"{asset_name(ORDER_DB)}/restored_cluster")
+        run = self.runs.run("restore", lambda: str(Hour.containing(moment.at)), config)
+        report = metadata_of(run, f"{asset_name(ORDER_DB)}/restored_cluster")
         for phase, key in (("fetch", "fetch_s"), ("replay", "recovery_s"), ("sync, start", "finish_s")):
-            self.timings.append((f"  {phase}", show_duration(float(report[key])), ""))
+            self.runs.add_phase(phase, float(report[key]))
         restored = Restored(int(report["port"]), Path(report["directory"]), report)
         self.narrator.say(
             f"   {report['segments']} WAL segments replayed to {report['recovered_to_lsn']}; timeline "
@@ -208,21 +188,21 @@ class Story:
     def _compare(self, moment: Moment, restored: Restored) -> None:
         self.narrator.chapter("Side by side")
         with self.orders.connect() as live, self.orders.connect(restored.port) as copy:
-            found = {table: _rows(copy, table) for table in _TABLES}
-            now = {table: _count(live, table) for table in _TABLES}
-            archives: str = _one(copy, "SELECT current_setting('archive_mode')")
-            accepts: bool = _one(copy, "SELECT NOT pg_is_in_recovery()")
+            found = {table: all_rows(copy, table) for table in TABLES}
+            now = {table: count_rows(live, table) for table in TABLES}
+            archives: str = fetch_value(copy, "SELECT current_setting('archive_mode')")
+            accepts: bool = fetch_value(copy, "SELECT NOT pg_is_in_recovery()")
             last: dict[str, datetime | None] = {
-                "live": _one(live, "SELECT max(paid_at) FROM payments"),
-                "copy": _one(copy, "SELECT max(paid_at) FROM payments"),
+                "live": fetch_value(live, "SELECT max(paid_at) FROM payments"),
+                "copy": fetch_value(copy, "SELECT max(paid_at) FROM payments"),
             }
         head = ("", f"{ORDER_DB}, port {self.orders.port}", f"restored, port {restored.port}")
         rows = [
             (table, "gone" if now[table] is None else f"{now[table]} rows", f"{len(found[table])} rows")
-            for table in _TABLES
+            for table in TABLES
         ]
         self.narrator.table(head, [*rows, ("last payment", _clock(last["live"]), _clock(last["copy"]))])
-        for table in _TABLES:
+        for table in TABLES:
             expected = moment.rows[table]
             missing, extra = len(expected - found[table]), len(found[table] - expected)
             self.narrator.claim(
@@ -236,7 +216,7 @@ class Story:
         self.narrator.claim("the live server still lacks the table", now["orders"] is None)
         self._inventory_is_untouched()
         self.narrator.say("   how long it took:")
-        self.narrator.table(("", "all", "of it Dagster's queue and start of the run"), self.timings)
+        self.narrator.table(("", "all", "of it Dagster's queue and start of the run"), self.runs.timings)
 
     def _inventory_is_untouched(self) -> None:
         """Both live servers ran on, and inventory-db lost none of its movements."""
@@ -261,39 +241,6 @@ class Story:
             f"it ended with {done.returncode}",
         )
 
-    def _run(
-        self, job: str, partition: Callable[[], str], config: Mapping[str, Any] | None = None
-    ) -> FinishedRun:
-        """Launch a job for the partition of this moment and wait for it.
-
-        A run that fails is launched once more if its hour or day ended meanwhile.
-        """
-        began = time.monotonic()
-        while True:
-            chosen = partition()
-            run_id = self.dagster.api.launch(job, chosen, config)
-            self.narrator.say(f"   {job}, partition {chosen}: {self.dagster.api.run_url(run_id)}")
-            try:
-                run = self.dagster.api.wait(run_id, timeout_s=RUN_S, watch=self.watch)
-                break
-            except RunFailed as error:
-                if partition() == chosen:
-                    raise
-                self.narrator.say(f"   {error.what.splitlines()[0]}: {chosen} is over; once more")
-        took = time.monotonic() - began
-        self.timings.append((job, show_duration(took), show_duration(max(0.0, took - run.ran_s))))
-        return run
-
-
-def _metadata(run: FinishedRun, asset: str) -> Mapping[str, Any]:
-    found = run.of(asset)
-    if found is None:
-        raise RunFailed(
-            f"the run {run.url} succeeded but reported no {asset}",
-            remedy="Look at what it did in Dagster.",
-        )
-    return found.metadata
-
 
 def _this_hour() -> str:
     return str(Hour.containing(datetime.now(UTC)))
@@ -301,29 +248,3 @@ def _this_hour() -> str:
 
 def _clock(moment: datetime | None) -> str:
     return moment.astimezone(UTC).strftime("%H:%M:%S.%f UTC") if moment else "never"
-
-
-_STILL_OPEN: LiteralString = """
-SELECT count(*) FROM pg_stat_activity
- WHERE xact_start <= %s AND pid <> pg_backend_pid() AND backend_type = 'client backend'
-"""
-_COMMITTED: Mapping[str, LiteralString] = {
-    "orders": "SELECT * FROM orders WHERE pg_xact_commit_timestamp(xmin) <= %s",
-    "payments": "SELECT * FROM payments WHERE pg_xact_commit_timestamp(xmin) <= %s",
-}
-
-
-def _one(connection: Any, query: LiteralString, *values: Any) -> Any:
-    row = connection.execute(query, values or None).fetchone()
-    return row[0]
-
-
-def _rows(connection: Any, table: str) -> frozenset[tuple[Any, ...]]:
-    return frozenset(connection.execute(f"SELECT * FROM {table}").fetchall())  # noqa: S608 - one of ours
-
-
-def _count(connection: Any, table: str) -> int | None:
-    """Return how many rows a table has, or None if there is no such table."""
-    if _one(connection, "SELECT to_regclass(%s) IS NULL", table):
-        return None
-    return int(_one(connection, f"SELECT count(*) FROM {table}"))  # noqa: S608 - one of ours

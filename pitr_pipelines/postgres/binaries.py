@@ -127,9 +127,9 @@ def _usual_places(major: int) -> list[Path]:
 
 def _in_path() -> Iterator[Path]:
     for entry in os.environ.get("PATH", "").split(os.pathsep):
-        program = Path(entry, "postgres")
-        if entry and program.is_file():
-            yield program.resolve().parent
+        # What we may not look into cannot be run from there either.
+        if entry and os.access(program := os.path.join(entry, "postgres"), os.X_OK):  # noqa: PTH118
+            yield Path(program).resolve().parent
 
 
 def _examine(directory: Path, major: int) -> Binaries | str:

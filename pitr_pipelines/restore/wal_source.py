@@ -101,11 +101,21 @@ class WalIndex:
     def find(self, segment: SegmentName, base: BaseRecord) -> WalSegment | None:
         """Return where a segment lies for a restore from `base`, or None.
 
-        What the base carries is preferred, because it is unpacked with it; then closed bundles,
-        whose bytes are on record; then raw files, open bundles, and other bases.
+        What the base carries is preferred, because it is unpacked with it, but for its last segment:
+        there the backup may have stopped in the middle. Then come closed bundles, whose bytes are on
+        record; then raw files, open bundles, and other bases.
         """
-        if _carries(base, segment):
+        if _carries(base, segment) and segment != base.last_segment:
             return WalSegment(segment, base.ended_at, InBase(base.day))
+        archived = self._archived(segment)
+        if archived is not None:
+            return archived
+        for carrier in (base, *self._inventory.bases):
+            if _carries(carrier, segment):
+                return WalSegment(segment, carrier.ended_at, InBase(carrier.day))
+        return None
+
+    def _archived(self, segment: SegmentName) -> WalSegment | None:
         bundled = self._bundled(segment)
         raw = self._raw.get(str(segment))
         if bundled is not None and (raw is None or not bundled[1]):
@@ -113,12 +123,7 @@ class WalIndex:
             member = self._load(hour).get(str(segment))
             if member is not None:
                 return WalSegment(segment, member.closed_at, InBundle(hour, member))
-        if raw is not None:
-            return WalSegment(segment, raw.closed_at, InArchive(raw))
-        for other in self._inventory.bases:
-            if _carries(other, segment):
-                return WalSegment(segment, other.ended_at, InBase(other.day))
-        return None
+        return WalSegment(segment, raw.closed_at, InArchive(raw)) if raw is not None else None
 
     def chain(self, base: BaseRecord, branch: TimelineHistory) -> Iterator[WalSegment]:
         """Yield the segments from the base's first on, along a branch, until one is missing."""

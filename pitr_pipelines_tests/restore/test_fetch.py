@@ -145,6 +145,8 @@ def test_wal_of_another_cluster_is_never_staged(scene: Scene, account: Account) 
 
 def test_segments_that_only_another_base_has_come_out_of_it(scene: Scene, account: Account) -> None:
     plan = scene.plan(LatestTarget())
+    first = replace(plan.segments[0], place=InBase(plan.base.day))
+    plan = replace(plan, segments=(first, *plan.segments[1:]))
     elsewhere = replace(plan, base=plan.base.model_copy(update={"day": plan.base.day - timedelta(days=1)}))
     own = scene.layout.base("order-db", plan.base.day)
     scene.layout.base("order-db", elsewhere.base.day).symlink_to(own)

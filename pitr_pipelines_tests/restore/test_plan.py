@@ -323,7 +323,7 @@ def test_recovery_stops_at_the_first_commit_after_the_target(world: World) -> No
     assert [one.name for one in plan.segments] == [segment(n) for n in (1, 2, 3, 4)]
     assert [str(one.place) for one in plan.segments] == [
         "base 2026-01-29",
-        "base 2026-01-29",
+        "bundle 2026-01-29-08",
         "bundle 2026-01-29-08",
         "bundle 2026-01-29-08",
     ]

@@ -39,13 +39,24 @@ def index(store: Store) -> WalIndex:
 
 
 def test_what_the_base_carries_is_taken_from_it(store: Store) -> None:
-    store.add_bundles([bundle_record(3, {segment(2): at(3, 1)})])
-    put_file(store.wal, str(segment(2)), b"", at(3, 1))
-    found = index(store).find(segment(2), BASE)
+    store.add_bundles([bundle_record(3, {segment(1): at(3, 1)})])
+    put_file(store.wal, str(segment(1)), b"", at(3, 1))
+    found = index(store).find(segment(1), BASE)
     assert found is not None
     assert found.place == InBase(BASE.day)
     assert artifact_of(found) == BASE.day
     assert str(found.place) == "base 2026-01-29"
+
+
+def test_the_last_segment_of_a_base_may_be_cut_off_so_an_archived_copy_is_preferred(store: Store) -> None:
+    last = BASE.last_segment
+    found = index(store).find(last, BASE)
+    assert found is not None
+    assert found.place == InBase(BASE.day)
+    store.add_bundles([bundle_record(3, {last: at(3, 1)})])
+    found = index(store).find(last, BASE)
+    assert found is not None
+    assert isinstance(found.place, InBundle)
 
 
 def test_a_closed_bundle_is_preferred_to_a_raw_file_and_that_to_an_open_bundle(store: Store) -> None:

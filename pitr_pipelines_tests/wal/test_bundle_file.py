@@ -231,8 +231,18 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
         bundle_file.pack_member(path.name, WalFileKind.SEGMENT, at(14), path.stat().st_size + 1, content)
 
 
-def test_what_the_packer_got_wrong_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packing proves itself: here the compressor swaps two bytes and even gets the checksum right."""
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (b"000000010", b"000000020", "tar header is another"),
+        (bytes(1024), bytes(1536), "not as long as its tar header says"),
+        (b"a row of ", b"", "not as long as its tar header says"),
+    ],
+)
+def test_what_the_packer_got_wrong_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: bytes, new: bytes, problem: str
+) -> None:
+    """Packing proves itself: here what comes out differs though gzip's own checksum is right."""
     path = put_segment(tmp_path, segment(1), at(14))
     honest = igzip_lib.IgzipDecompressor
 
@@ -244,11 +254,19 @@ def test_what_the_packer_got_wrong_is_not_published(tmp_path: Path, monkeypatch:
             return getattr(self._unpacker, name)
 
         def decompress(self, data: bytes, max_length: int) -> bytes:
-            return bytes(self._unpacker.decompress(data, max_length)).replace(b"000000010", b"000000020", 1)
+            return bytes(self._unpacker.decompress(data, max_length)).replace(old, new, 1)
 
     monkeypatch.setattr(igzip_lib, "IgzipDecompressor", Lying)
-    with path.open("rb") as content, pytest.raises(ValueError, match="tar header is another"):
+    with path.open("rb") as content, pytest.raises(ValueError, match=problem):
         bundle_file.pack_member(path.name, WalFileKind.SEGMENT, at(14), path.stat().st_size, content)
+
+
+def test_a_member_that_does_not_end_where_the_record_says_is_named(made: Made) -> None:
+    first = made.members[0]
+    longer = first.model_copy(update={"length": first.length + 20})
+    record = made.record.model_copy(update={"members": (longer, *made.members[1:])})
+    with pytest.raises(ArtifactDamaged, match=first.name):
+        bundle_file.verify_members(made.path, record)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -25,7 +25,6 @@ from pitr_pipelines_tests.wal_files import (
     DATABASE,
     Store,
     at,
-    bundle_record,
     hour_of,
     make_archive,
     make_settings,
@@ -231,13 +230,13 @@ def test_bundling_while_wal_arrives_gives_the_same_as_bundling_once_at_the_end(t
 
 def test_a_point_made_early_leaves_no_trace_in_the_closed_bundle(tmp_path: Path) -> None:
     """A running hour is sealed for its early restore point; that is not the hour's own seal."""
-    early = seal_record(9, 3, at(9, 30)).model_copy(update={"restore_point": "pitr-order-db-early"})
     store = Store(tmp_path)
-    make_archive(store.wal, STEADY)
-    closed = {name: moment for name, moment in STEADY.items() if moment < at(9, 30) and moment >= at(9)}
-    store.add_bundles([bundle_record(9, closed, state=BundleState.OPEN, seal=early)])
-    path = store.layout.bundle(DATABASE, hour_of(9))
-    path.write_bytes(b"an open bundle that is not looked into")
+    make_archive(store.wal, {segment(n): STEADY[segment(n)] for n in (3, 4)})
+    record = bundle(store, 9, now=at(9, 30)).record
+    early = seal_record(9, 4, at(9, 30)).model_copy(update={"restore_point": "pitr-order-db-early"})
+    store.add_bundles([record.model_copy(update={"seal": early})])
+    assert bundle(store, 9, now=at(9, 31)).record.seal == early  # while the hour runs, it is on offer
+    make_archive(store.wal, {segment(n): STEADY[segment(n)] for n in (5, 6)})
     record = bundle(store, 9).record
     assert record.state is BundleState.CLOSED
     assert record.seal is None
@@ -331,6 +330,14 @@ def test_a_damaged_closed_bundle_whose_raw_segments_are_gone_is_named(store: Sto
     with pytest.raises(ArtifactDamaged, match=str(path)):
         bundle(store, 9)
     assert contents(store) == left
+
+
+def test_what_another_process_left_when_it_was_killed_is_removed(store: Store) -> None:
+    make_archive(store.wal, STEADY)
+    store.layout.bundles(DATABASE).mkdir(parents=True)
+    (store.layout.bundles(DATABASE) / ".2026-01-29-09.tar.gz.999999.tmp").write_bytes(b"half")
+    bundle(store, 10)
+    assert sorted(contents(store)) == ["2026-01-29-10.json", "2026-01-29-10.tar.gz"]
 
 
 # What may be in the archive -------------------------------------------------------------------------

@@ -145,8 +145,11 @@ def test_history_files_stay(store: Store) -> None:
 
 def test_what_a_stepped_clock_put_into_a_distant_hour_goes_too(tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.settings = make_settings(store.root, bundle={"workers": 1, "keep_raw_hours": 1000})
     make_archive(store.wal, {segment(1): at(15, 50), segment(2): at(9, 10), segment(3): at(17)})
     make_bundle(store.settings, DATABASE, hour_of(15), now=at(30), seal=False)
+    store.wal.joinpath(str(segment(1))).unlink()
+    prune_raw(store.layout, DATABASE, bundled=hour_of(15), before=at(30))
     assert left_in(store) == [3]
 
 
