@@ -88,3 +88,25 @@ def test_a_fresh_interpreter_loads_no_dagster_with_the_core() -> None:
 
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+def test_status_loads_nothing_that_is_slow_to_load(tmp_path: Path) -> None:
+    settings = tmp_path / "pitr.yaml"
+    settings.write_text(
+        f"backup_root: {tmp_path}\nrestore_root: {tmp_path}\ndatabases: {{order-db: {{dsn: user=pitr}}}}\n"
+    )
+    code = (
+        "import sys\nfrom pitr_pipelines.cli import main\n"
+        "main(['status'], standalone_mode=False)\n"
+        "slow = {'dagster', 'psycopg', 'pandas', 'boto3', 'rich', 'zstandard', 'asyncio'}\n"
+        "print(sorted(slow & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT.parent,
+        env={**os.environ, "PITR_CONFIG": str(settings)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
