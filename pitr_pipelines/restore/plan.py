@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import islice
 from typing import Protocol
 from zoneinfo import ZoneInfo
 
@@ -183,15 +184,11 @@ class _Planner:
 
     def _covered_until(self, base: BaseRecord, segments: Sequence[WalSegment]) -> datetime:
         """Return up to when the chain provably holds every commit; see `Coverage.of` for why."""
+        names = {segment.name for segment in segments}
         known = [base.ended_at]
-        started = {other.day: other.started_at for other in self.inventory.bases}
-        for segment in reversed(segments):
-            if not isinstance(segment.place, InBase):
-                known.append(segment.closed_at - CLOCK_MARGIN)
-                break
-            if segment.place.day == base.day:
-                break
-            known.append(started[segment.place.day])
+        known += [other.started_at for other in self.inventory.bases if other.last_segment in names]
+        archived = (segment for segment in reversed(segments) if not isinstance(segment.place, InBase))
+        known += [segment.closed_at - CLOCK_MARGIN for segment in islice(archived, 1)]
         last = segments[-1]
         if last.place != InBase(base.day):
             committed = self.probe.last_transaction(segments[-2] if len(segments) > 1 else None, last)

@@ -52,16 +52,16 @@ def plan_restore(
         unsealed = _try_to_seal(settings, layout, database)
     passing_over = _PassingOver(read_inventory(layout, database))
     try:
-        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
+        plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     except NotCovered as refusal:
         unsealed = _try_to_seal(settings, layout, database) if seal else None
         if not seal or unsealed is not None:
             raise _with_reason(refusal, unsealed) from None
         passing_over = _PassingOver(read_inventory(layout, database))
-        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
+        plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     while check and (damage := list(find_damage(layout, plan, report))):
         passing_over = passing_over.also(damage)
-        plan = passing_over.plan(settings, layout, target, asked_at, timeline)
+        plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     notes = [] if unsealed is None else [f"the source could not be sealed first: {unsealed.what}"]
     notes += [f"passed over, because damaged: {problem}" for problem in passing_over.problems]
     return replace(plan, notes=tuple(notes))
@@ -83,10 +83,13 @@ class _PassingOver:
 
     def plan(
         self, settings: Settings, layout: Layout, target: Target, now: datetime, timeline: int | None
-    ) -> Plan:
-        """Plan with what is left. A refusal then names the damage: without it there might be a plan."""
+    ) -> tuple[Plan, _PassingOver]:
+        """Plan with what is left; return what was passed over meanwhile too.
+
+        A refusal names the damage, because without it there might be a plan.
+        """
         try:
-            return _plan(settings, layout, self.inventory, target, now, timeline)
+            return _plan(settings, layout, self.inventory, target, now, timeline), self
         except UnreadableSource as error:
             return self.also([error.damage]).plan(settings, layout, target, now, timeline)
         except NotRestorable as refusal:

@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
+from pitr_pipelines.catalog.records import BundleState
 from pitr_pipelines.catalog.verify import verify_database, verify_manifest
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.restore.prepare import plan_restore
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines.settings import Settings
-from pitr_pipelines.wal.bundles import make_bundle
+from pitr_pipelines.wal.bundles import BundleOutcome, make_bundle
 from pitr_pipelines.wal.hours import Hour
-from pitr_pipelines_tests.integration.restoring import now, restored_ids
-from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer
+from pitr_pipelines_tests.integration.restoring import now, restored, restored_ids
+from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -51,15 +53,30 @@ def backed(server_factory: ServerFactory, pitr_settings: SettingsMaker) -> Backe
         server.execute("SELECT pg_switch_wal()")
     hour = Hour.containing(now())
     make_bundle(settings, "order-db", hour)
-    # The hour is over: bundle it again as it will be then, which closes it and prunes the raw files.
-    made = make_bundle(settings, "order-db", hour, now=hour.end, seal=False)
-    assert made.record.runs
+    assert close_hour(server, settings, hour).pruned > 0
     server.execute("INSERT INTO rows VALUES (4)")
     server.execute("SELECT pg_switch_wal()")
     late = now()
     make_bundle(settings, "order-db", Hour.containing(late))
     refresh_manifest(settings)
     return Backed(server, settings, layout, hour, early, late)
+
+
+def close_hour(server: TestServer, settings: Settings, hour: Hour) -> BundleOutcome:
+    """Close an hour as it will be when it is over: the archive then holds a segment of the next one."""
+    server.execute("SELECT pg_switch_wal()")
+    server.execute("CREATE TABLE filler ()")
+    server.execute("SELECT pg_switch_wal()")
+    waiting = "SELECT FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+    wait_for(lambda: not server.execute(waiting), what="the archiver")
+    newest = max(
+        path for path in Layout(settings.backup_root).wal("order-db").iterdir() if len(path.name) == 24
+    )
+    later = hour.end.timestamp() + 60
+    os.utime(newest, (later, later))
+    outcome = make_bundle(settings, "order-db", hour, now=hour.end + timedelta(minutes=10), seal=False)
+    assert outcome.record.state is BundleState.CLOSED
+    return outcome
 
 
 def problems(backed: Backed) -> list[str]:
@@ -92,11 +109,7 @@ def test_a_hole_in_the_wal_is_named_and_only_moments_before_it_are_offered(backe
     wal = backed.layout.wal("order-db")
     segments = sorted(path for path in wal.iterdir() if len(path.name) == 24)
     hole = segments[-2]
-    for path in segments:
-        if path == hole:
-            path.unlink()
-    for bundle in backed.layout.bundles("order-db").iterdir():
-        bundle.unlink()
+    hole.unlink()
     assert any(hole.name in problem for problem in problems(backed))
     refused = refusal(backed)
     assert hole.name in str(refused)
@@ -150,3 +163,24 @@ def test_damage_is_named_by_verify_and_plan_and_the_restore_refuses(
     assert "can be restored" in refused.remedy
     with pytest.raises(NotRestorable, match=path.name):
         plan_restore(backed.settings, "order-db", TimeTarget(backed.late), seal=False)
+
+
+def test_a_damaged_bundle_is_passed_over_while_its_raw_segments_are_there_and_the_plan_says_so(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    server = server_factory()
+    settings = pitr_settings(server)
+    server.execute("CREATE TABLE rows (id bigint)")
+    take_base_backup(settings, "order-db")
+    server.execute("INSERT INTO rows VALUES (1)")
+    moment = now()
+    server.execute("INSERT INTO rows VALUES (2)")
+    hour = Hour.containing(now())
+    make_bundle(settings, "order-db", hour)
+    assert close_hour(server, settings, hour).pruned == 0
+    bundle = Layout(settings.backup_root).bundle("order-db", hour)
+    flip_byte(bundle)
+    with restored(settings, TimeTarget(moment)) as (plan, report, connection):
+        assert [str(bundle) in note for note in plan.notes] == [True]
+        assert plan.notes[0] in report.notes
+        assert connection.execute("SELECT id FROM rows").fetchall() == [(1,)]

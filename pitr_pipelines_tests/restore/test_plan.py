@@ -473,3 +473,18 @@ def test_the_archives_until_is_never_before_the_base(world: World) -> None:
         short.plan(TimeTarget(at(8, 13)))
     assert caught.value.nearest == (at(8, 12),)
     assert replace(short.plan(TimeTarget(at(8, 12))), notes=()).segments[-1].name == segment(3)
+
+
+def test_of_several_bases_that_carry_the_end_of_the_wal_the_latest_beginning_counts(world: World) -> None:
+    for name in (8, 9, 10):
+        (world.store.wal / str(segment(name))).unlink()
+    world.store.add_bundles([bundle_record(9, {segment(7): closed_at_of(7)})])
+    world.commits = {name: [] for name in world.commits}
+    ended_at = closed_at_of(9) + timedelta(milliseconds=5)
+    world.store.add_bases(
+        base_record(8, 9, ended_at, day=at(24 * days).date(), took=timedelta(minutes=minutes))
+        for days, minutes in ((1, 9), (2, 7))
+    )
+    began = ended_at - timedelta(minutes=7)
+    assert world.inventory().windows()[0][0].end == began
+    assert isinstance(world.plan(TimeTarget(began)).stop, StopAtEnd)
