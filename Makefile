@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-MAJORS := 15 17 18
+MAJORS ?= 15 17 18
 POSTGRES := $(foreach major,$(MAJORS),$(VENV)/postgresql/$(major)/.installed)
 PYTEST_WORKERS ?= 2
 

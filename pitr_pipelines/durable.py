@@ -88,13 +88,18 @@ def exchange(first: Path, second: Path) -> None:
     aside.rename(first)
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Replace `path` with `content` so that a reader or a crash sees the old or the new, whole."""
+def write_whole(path: Path, content: bytes | str, *, mode: int = FILE_MODE) -> None:
+    """Replace `path` with `content` so that a reader or a crash sees the old or the new, whole.
+
+    Another user may own the directory: created exclusively, the file is no link that he put there,
+    and it never exists under its name without its content and `mode`.
+    """
     data = content.encode() if isinstance(content, str) else content
     temporary = temporary_name(path)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+    temporary.unlink(missing_ok=True)
     try:
-        with open(descriptor, "wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             os.fsync(file.fileno())

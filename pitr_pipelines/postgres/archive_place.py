@@ -204,7 +204,7 @@ def _identity_step(archive: Path, system_identifier: str, belongs_to: str | None
         return LocalStep(Step(what, State.ALREADY))
     # The server's user must be able to read it; the directory decides who else can.
     return LocalStep(
-        Step(what, State.TO_DO), lambda: _install(file, f"{system_identifier}\n".encode(), 0o644)
+        Step(what, State.TO_DO), lambda: durable.write_whole(file, f"{system_identifier}\n", mode=0o644)
     )
 
 
@@ -216,25 +216,6 @@ def _script_step(script: Path) -> LocalStep:
 
     def act() -> None:
         durable.make_directory(script.parent)
-        _install(script, content, _SCRIPT_MODE)
+        durable.write_whole(script, content, mode=_SCRIPT_MODE)
 
     return LocalStep(Step(what, State.TO_DO), act)
-
-
-def _install(path: Path, content: bytes, mode: int) -> None:
-    """Publish a file that another user reads: it never exists without its content and mode.
-
-    That user may own the directory: created exclusively, the file is no link that he put there.
-    """
-    temporary = durable.temporary_name(path)
-    temporary.unlink(missing_ok=True)
-    try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        durable.replace_durably(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -152,6 +152,7 @@ class Configuration:
 
     def _complete_files(self) -> None:
         """Write what Debian, for one, keeps outside the data directory."""
+        missing = []
         for name, content in (
             (MAIN, "# written by pitr restore: the base backup held no postgresql.conf\n"),
             ("pg_hba.conf", _TRUSTED_LOCALLY),
@@ -160,10 +161,12 @@ class Configuration:
             file = self._file(name)
             if not file.path.exists():
                 file.write(content)
-                self.notes.append(
-                    f"the base backup holds no {name}, because the source keeps it outside its data "
-                    "directory; the restored server runs with a minimal one"
-                )
+                missing.append(name)
+        if missing:
+            self.notes.append(
+                f"the base backup holds no {' nor '.join(missing)}, because the source keeps that outside its "
+                "data directory; the restored server runs with a minimal configuration"
+            )
 
     def _own_places(self) -> dict[str, str]:
         data_directory, run_directory = self.cluster.data_directory, self.destination.run

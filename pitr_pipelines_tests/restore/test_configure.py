@@ -229,9 +229,7 @@ def test_a_cluster_configured_elsewhere_gets_a_configuration(restored: Restored)
         (restored.cluster.data_directory / name).unlink()
     notes = restored.adapt()
     assert [note.split(",")[0] for note in notes] == [
-        "the base backup holds no postgresql.conf",
-        "the base backup holds no pg_hba.conf",
-        "the base backup holds no pg_ident.conf",
+        "the base backup holds no postgresql.conf nor pg_hba.conf nor pg_ident.conf",
     ]
     restored.cluster.start(log_file=restored.directory / "server.log")
     with pytest.raises(psycopg.OperationalError, match="no password supplied"):
