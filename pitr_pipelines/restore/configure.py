@@ -164,7 +164,7 @@ class Configuration:
                 missing.append(name)
         if missing:
             self.notes.append(
-                f"the base backup holds no {' nor '.join(missing)}, because the source keeps that outside its "
+                f"the base backup holds no {' nor '.join(missing)}, because the source keeps that out of its "
                 "data directory; the restored server runs with a minimal configuration"
             )
 
