@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -123,6 +124,7 @@ def make_bundle(
     durable.make_directory(layout.bundles(database))
     with durable.exclusive_lock(layout.bundle_lock(database), subject=f"{database}'s bundles", wait=True):
         _remove_leftovers(layout.bundles(database))
+        _set_aside_unreadable(layout.bundle_record(database, hour))
         return_to_archive(layout, database, hour)
         work = _Hour(settings, layout, database, hour, now, report)
         return work.bundle(seal=seal)
@@ -201,16 +203,11 @@ class _Hour:
         oldest = str(min(Hour.containing(since), self.hour).preceding())
         facts = []
         for path in self.layout.bundles(self.database).glob("[0-9]*.json"):
-            if path.name < oldest:
-                continue
-            if path.name.endswith(".seal.json"):
-                seal = read_record(path, SealRecord)
-                facts.append(Fixed(seal.segment, seal.hour))
-                continue
-            record = read_record(path, BundleRecord)
-            if record.state is BundleState.CLOSED:
-                for run in record.runs:
-                    facts += [Fixed(run.first, record.hour), Fixed(run.last, record.hour)]
+            if path.name >= oldest:
+                # What another hour's unreadable record settled is not known; `pitr verify` names it, and
+                # it must not keep this hour from being bundled.
+                with suppress(ArtifactDamaged):
+                    facts += _settled_by(path)
         return facts
 
     def _is_closed(self, hours: dict[SegmentName, Hour], sealed: SealRecord | None) -> bool:
@@ -359,9 +356,32 @@ def _runs(segments: Sequence[BundleMember], segment_size: int) -> tuple[WalRun, 
     return tuple(runs)
 
 
-def _holds_wal(path: Path) -> bool:
+def _settled_by(path: Path) -> list[Fixed]:
+    """Return what a record says for ever about which segment belongs to which hour."""
+    if path.name.endswith(".seal.json"):
+        seal = read_record(path, SealRecord)
+        return [Fixed(seal.segment, seal.hour)]
     record = read_record(path, BundleRecord)
-    return record.state is BundleState.CLOSED and bool(record.runs)
+    if record.state is not BundleState.CLOSED:
+        return []
+    return [Fixed(segment, record.hour) for run in record.runs for segment in (run.first, run.last)]
+
+
+def _holds_wal(path: Path) -> bool:
+    with suppress(ArtifactDamaged):
+        record = read_record(path, BundleRecord)
+        return record.state is BundleState.CLOSED and bool(record.runs)
+    return False
+
+
+def _set_aside_unreadable(path: Path) -> None:
+    """Put a record that cannot be read out of the way: its bundle says itself what it holds."""
+    try:
+        read_record(path, BundleRecord)
+    except FileNotFoundError:
+        return
+    except ArtifactDamaged:
+        durable.replace_durably(path, path.with_name(f".{path.name}.unreadable"))
 
 
 def _remove_leftovers(directory: Path) -> None:

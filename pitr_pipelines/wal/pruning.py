@@ -65,8 +65,8 @@ def _holders(layout: Layout, database: str, hours: set[Hour]) -> dict[str, tuple
     for hour in sorted(hours):
         try:
             record = read_record(layout.bundle_record(database, hour), BundleRecord)
-        except FileNotFoundError:
-            continue
+        except (FileNotFoundError, ArtifactDamaged):
+            continue  # what no readable record vouches for stays
         if record.state is BundleState.CLOSED:
             holders.update((member.name, (record, member)) for member in record.members)
     return holders

@@ -332,6 +332,22 @@ def test_a_damaged_closed_bundle_whose_raw_segments_are_gone_is_named(store: Sto
     assert contents(store) == left
 
 
+def test_a_record_that_cannot_be_read_is_made_again_from_its_bundle_and_holds_up_no_other_hour(
+    store: Store,
+) -> None:
+    make_archive(store.wal, STEADY)
+    for hour in (8, 9):
+        bundle(store, hour)
+    good = contents(store)
+    record = store.layout.bundle_record(DATABASE, hour_of(9))
+    record.write_text("{")
+    bundle(store, 10)
+    bundle(store, 9)
+    after = contents(store)
+    assert {name: after[name] for name in good} == good
+    assert after[".2026-01-29-09.json.unreadable"] == b"{"
+
+
 def test_what_another_process_left_when_it_was_killed_is_removed(store: Store) -> None:
     make_archive(store.wal, STEADY)
     store.layout.bundles(DATABASE).mkdir(parents=True)
