@@ -198,7 +198,7 @@ def read_record(path: Path, model: type[AnyRecord]) -> AnyRecord:
         where = ".".join(str(part) for part in problem["loc"]) or "the file"
         raise ArtifactDamaged(
             f"the record {path} cannot be used: {where}: {problem['msg']}",
-            remedy="Make the artifact again (a bundle gives its record back), or put back a copy of the file; "
+            remedy="Make the artifact again (a bundle gives its record back), or put back a copy of it; "
             "`pitr verify` lists everything that is affected.",
         ) from None
 

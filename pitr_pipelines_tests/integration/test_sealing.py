@@ -45,7 +45,7 @@ def test_without_its_server_an_hour_is_bundled_open_and_closed_when_the_server_r
 ) -> None:
     server = server_factory()
     settings = pitr_settings(server)
-    server.stop()
+    server.crash()  # a shutdown would archive its last segment, which closes the hour
     ended = Hour.containing(now()).preceding()
     outcome = make_bundle(settings, "order-db", ended)
     assert isinstance(outcome.problem, ServerUnavailable)
