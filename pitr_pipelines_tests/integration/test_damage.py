@@ -50,28 +50,30 @@ def backed(server_factory: ServerFactory, pitr_settings: SettingsMaker) -> Backe
     early = now()
     for row in (2, 3):
         server.execute(f"INSERT INTO rows VALUES ({row})")
-        server.execute("SELECT pg_switch_wal()")
+        switch(server)
     hour = Hour.containing(now())
     make_bundle(settings, "order-db", hour)
     assert close_hour(server, settings, hour).pruned > 0
     server.execute("INSERT INTO rows VALUES (4)")
-    server.execute("SELECT pg_switch_wal()")
+    switch(server)
     late = now()
     make_bundle(settings, "order-db", Hour.containing(late))
     refresh_manifest(settings)
     return Backed(server, settings, layout, hour, early, late)
 
 
+def switch(server: TestServer) -> Path:
+    """End the running segment, and wait until it is in the archive; it must hold something."""
+    ((name,),) = server.execute("SELECT pg_walfile_name(pg_switch_wal())")
+    file = server.archive / str(name)
+    wait_for(file.exists, what=f"{name} to be archived")
+    return file
+
+
 def close_hour(server: TestServer, settings: Settings, hour: Hour) -> BundleOutcome:
     """Close an hour as it will be when it is over: the archive then holds a segment of the next one."""
-    server.execute("SELECT pg_switch_wal()")
     server.execute("CREATE TABLE filler ()")
-    server.execute("SELECT pg_switch_wal()")
-    waiting = "SELECT FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
-    wait_for(lambda: not server.execute(waiting), what="the archiver")
-    newest = max(
-        path for path in Layout(settings.backup_root).wal("order-db").iterdir() if len(path.name) == 24
-    )
+    newest = switch(server)
     later = hour.end.timestamp() + 60
     os.utime(newest, (later, later))
     outcome = make_bundle(settings, "order-db", hour, now=hour.end + timedelta(minutes=10), seal=False)
