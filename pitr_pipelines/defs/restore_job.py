@@ -6,6 +6,7 @@ the run is executed again from its failed step.
 
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
+import hashlib
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -57,7 +58,9 @@ class WhereTo(dg.Config):
 
 def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefinition:
     """Build the job; its launchpad is filled in with the first database and every default."""
-    databases = Enum("Database", {name: name for name in settings.databases})  # type: ignore[misc]
+    # Dagster takes two enums of one name for the same, within a process: so the name tells what is in it.
+    digest = hashlib.sha256("\n".join(settings.databases).encode()).hexdigest()[:8]
+    databases = Enum(f"Database_{digest}", {name: name for name in settings.databases})  # type: ignore[misc]
     what = create_model(
         "WhatToRestore",
         __base__=WhatToRestore,
