@@ -49,9 +49,9 @@ class Answer:
             return cls(good, metadata)
         rows = [{"problem": one.problem, "remedy": one.remedy} for one in findings]
         metadata["findings"] = _table(rows)
-        lines = [_sentence(one.problem) for one in findings[:SHOWN]]
+        lines = [one.problem for one in findings[:SHOWN]]
         if len(findings) > SHOWN:
-            lines.append(f"And {len(findings) - SHOWN} more: see `findings` in the metadata.")
+            lines.append(f"and {len(findings) - SHOWN} more: see `findings` in the metadata.")
         lines += dict.fromkeys(one.remedy for one in findings[:SHOWN])
         return cls("\n".join(lines), metadata, len(findings), any(one.lost for one in findings))
 
@@ -179,10 +179,6 @@ def _unreadable(database: str, error: OSError) -> Finding:
 
 def _databases(count: int) -> str:
     return "1 database" if count == 1 else f"{count} databases"
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:] + "."
 
 
 def _hours(span: timedelta) -> dg.FloatMetadataValue:
