@@ -88,6 +88,7 @@ class Schedules(_Model):
 
     base_backup: Cron = "0 3 * * *"
     bundle: Cron = "1 * * * *"
+    checks: Cron = "30 */6 * * *"
 
 
 class BaseBackupSettings(_Model):

@@ -215,6 +215,19 @@ def windows(
     return spans, list(gaps.values())
 
 
+def follow(start: SegmentName, coverage: Coverage, branch: TimelineHistory) -> list[Gap]:
+    """Return every gap on a branch from `start` on, oldest first.
+
+    Raises KeyError if the timeline of `start` is not on the branch.
+    """
+    found: list[Gap] = []
+    reach = coverage.reach(start, branch)
+    while reach is not None and reach.gap is not None:
+        found.append(reach.gap)
+        reach = coverage.reach(reach.gap.last.following(coverage.segment_size), branch)
+    return found
+
+
 def _merge(stretches: list[Stretch]) -> list[Stretch]:
     merged: list[Stretch] = []
     for stretch in sorted(stretches, key=lambda stretch: (stretch.first, stretch.last)):

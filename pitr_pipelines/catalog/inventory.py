@@ -16,7 +16,7 @@ from typing import Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitr_pipelines import durable
-from pitr_pipelines.catalog.coverage import Coverage, Gap, Window, windows
+from pitr_pipelines.catalog.coverage import Coverage, Gap, Window, follow, windows
 from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
 from pitr_pipelines.catalog.records import (
     BaseRecord,
@@ -88,6 +88,13 @@ class RecordCache(BaseModel):
     bases: dict[str, Remembered[BaseRecord]] = {}
     bundles: dict[str, Remembered[BundleEntry]] = {}
 
+    @property
+    def newest_ns(self) -> int:
+        """When the newest record was written, in nanoseconds since 1970; 0 if there is none."""
+        written = [held.mtime_ns for held in self.bases.values()]
+        written += [held.mtime_ns for held in self.bundles.values()]
+        return max(written, default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Inventory:
@@ -149,6 +156,22 @@ class Inventory:
         branch = self.branch(raw=raw)
         return windows(self.bases, self.coverage(raw=raw), branch) if branch else ([], [])
 
+    def bases_on_branch(self) -> list[BaseRecord]:
+        """Return the bases from which recovery leads to the newest WAL, if nothing is missing between."""
+        branch = self.branch()
+        return [b for b in self.bases if branch is not None and branch.includes(b.timeline, b.end_lsn)]
+
+    def gaps(self) -> list[Gap]:
+        """Return every gap between the oldest base and the newest WAL, oldest first."""
+        branch, bases = self.branch(), self.bases_on_branch()
+        return follow(bases[0].first_segment, self.coverage(), branch) if branch and bases else []
+
+    def base_after(self, gap: Gap) -> BaseRecord | None:
+        """Return the oldest base on the branch that starts after a gap, or None."""
+        size = self.segment_size or 1
+        later = (b for b in self.bases_on_branch() if b.first_segment.number(size) > gap.first.number(size))
+        return next(later, None)
+
 
 def read_inventory(layout: Layout, database: str) -> Inventory:
     """Read what exists of a database, with the help of what was read before. Writes nothing."""
@@ -161,7 +184,7 @@ def take_inventory(layout: Layout, database: str, cache: RecordCache) -> tuple[I
     bases: dict[str, Remembered[BaseRecord]] = {}
     for directory in _names(layout.bases(database)):
         path = layout.bases(database) / directory / BASE_RECORD
-        _recall(path, directory, cache.bases, bases, _read_base, problems)
+        _recall(path, directory, cache.bases, bases, read_base_record, problems)
     bundles: dict[str, Remembered[BundleEntry]] = {}
     for name in _names(layout.bundles(database)):
         if name.endswith(".json") and not name.endswith(".seal.json"):
@@ -233,16 +256,22 @@ def _recall(
         problems.append(f"the record {path} cannot be read: {error.strerror}")
 
 
-def _read_base(path: Path) -> BaseRecord:
+def read_base_record(path: Path) -> BaseRecord:
+    """Read a base's record. Raises FileNotFoundError, or ArtifactDamaged if it is bad or misplaced."""
     record = read_record(path, BaseRecord)
     _check_place(path, path.parent.parent.name, record.database, path.parent.name, str(record.day))
     return record
 
 
-def _read_bundle(path: Path) -> BundleEntry:
+def read_bundle_record(path: Path) -> BundleRecord:
+    """Read a bundle's record. Raises FileNotFoundError, or ArtifactDamaged if it is bad or misplaced."""
     record = read_record(path, BundleRecord)
     _check_place(path, path.parent.name, record.database, path.stem, str(record.hour))
-    return BundleEntry.of(record)
+    return record
+
+
+def _read_bundle(path: Path) -> BundleEntry:
+    return BundleEntry.of(read_bundle_record(path))
 
 
 def _check_place(path: Path, database: str, its_database: str, key: str, its_key: str) -> None:

@@ -7,6 +7,7 @@ import dagster as dg
 from pitr_pipelines.defs.archive_sensor import build_archive_sensor
 from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
+from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
@@ -37,10 +38,13 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
         ]
     assets.append(build_restore_points(settings))
     jobs = build_jobs(settings)
+    checks = build_checks(settings)
+    check_job = build_check_job(checks)
     return dg.Definitions(
         assets=assets,
-        jobs=[*jobs.all(), build_restore_job(settings, partitions)],
-        schedules=build_schedules(settings, jobs),
+        asset_checks=checks,
+        jobs=[*jobs.all(), check_job, build_restore_job(settings, partitions)],
+        schedules=[*build_schedules(settings, jobs), build_check_schedule(settings, check_job)],
         sensors=[
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),

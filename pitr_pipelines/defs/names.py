@@ -14,6 +14,7 @@ RESTORE_POINTS = dg.AssetKey("restore_points")
 DAILY_BASE_BACKUPS = "daily_base_backups"
 HOURLY_BUNDLES = "hourly_bundles"
 REFRESH_RESTORE_POINTS = "refresh_restore_points"
+CHECK_ARTIFACTS = "check_artifacts"
 RESTORE = "restore"
 
 NO_RETRIES = {"dagster/max_retries": "0"}

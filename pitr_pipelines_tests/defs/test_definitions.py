@@ -89,7 +89,13 @@ def test_a_range_of_hours_is_one_run(settings: Settings) -> None:
 
 def test_no_job_lets_dagster_retry_a_run(settings: Settings) -> None:
     repository = build_definitions(settings).get_repository_def()
-    for name in ("daily_base_backups", "hourly_bundles", "refresh_restore_points", "restore"):
+    for name in (
+        "daily_base_backups",
+        "hourly_bundles",
+        "refresh_restore_points",
+        "restore",
+        "check_artifacts",
+    ):
         assert repository.get_job(name).run_tags["dagster/max_retries"] == "0"
 
 
@@ -99,6 +105,7 @@ def test_schedules_and_sensors_are_on(settings: Settings) -> None:
     assert {schedule.name for schedule in repository.schedule_defs} == {
         "base_backup_schedule",
         "bundle_schedule",
+        "check_schedule",
     }
     for schedule in repository.schedule_defs:
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
