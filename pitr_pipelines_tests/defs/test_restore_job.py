@@ -96,7 +96,7 @@ def test_what_cannot_be_restored_is_refused_before_anything_is_touched(
 
 
 def test_only_configured_databases_can_be_chosen(settings: Settings, instance: dg.DagsterInstance) -> None:
-    with pytest.raises(dg.DagsterInvalidConfigError, match="not in enum type Database_[0-9a-f]+ got other-db"):
+    with pytest.raises(dg.DagsterInvalidConfigError, match=r"not in enum type Database_\w+ got other-db"):
         _launch(settings, instance, {"database": "other-db"}, partition_key="2026-03-10-13")
 
 

@@ -160,11 +160,11 @@ def test_damage_is_named_by_verify_and_plan_and_the_restore_refuses(
 ) -> None:
     path = damage(backed)
     assert any(str(path) in problem for problem in problems(backed)), problems(backed)
-    refused = refusal(backed)
+    refused = refusal(backed, backed.early)
     assert str(path) in str(refused)
     assert "can be restored" in refused.remedy
     with pytest.raises(NotRestorable, match=path.name):
-        plan_restore(backed.settings, "order-db", TimeTarget(backed.late), seal=False)
+        plan_restore(backed.settings, "order-db", TimeTarget(backed.early), seal=False)
 
 
 def test_a_damaged_bundle_is_passed_over_while_its_raw_segments_are_there_and_the_plan_says_so(
