@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,14 +37,10 @@ def test_every_database_has_its_own_assets_in_its_own_group(tmp_path: Path, coun
             assert graph.get(dg.AssetKey([group, asset])).group_name == group
 
 
-def test_two_hundred_databases_load_in_seconds(tmp_path: Path) -> None:
+def test_two_hundred_databases_are_a_matter_of_settings(tmp_path: Path) -> None:
     settings = make_settings(tmp_path, *_names(200))
-    started = time.monotonic()
 
     build_definitions(settings).get_repository_def().load_all_definitions()
-
-    # Measured: about one second, and a hundredth of that for two databases.
-    assert time.monotonic() - started < 15
 
 
 def test_days_and_hours_go_up_to_the_present_in_utc(settings: Settings) -> None:
