@@ -20,6 +20,14 @@ from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.wal_inspect import TransactionEnd
+from pitr_pipelines.restore.stop import (
+    Stop,
+    StopAtConsistency,
+    StopAtEnd,
+    StopAtLsn,
+    StopAtTime,
+    StopAtXid,
+)
 from pitr_pipelines.restore.target import (
     HourTarget,
     ImmediateTarget,
@@ -35,6 +43,19 @@ from pitr_pipelines.restore.target import (
 from pitr_pipelines.restore.wal_source import InBase, WalIndex, WalSegment
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines.wal.timelines import TimelineHistory
+
+__all__ = [
+    "NotCovered",
+    "Plan",
+    "Probe",
+    "Stop",
+    "StopAtConsistency",
+    "StopAtEnd",
+    "StopAtLsn",
+    "StopAtTime",
+    "StopAtXid",
+    "make_plan",
+]
 
 _RESOLUTION = timedelta(microseconds=1)
 """Of PostgreSQL's times."""
@@ -74,58 +95,6 @@ class Probe(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class StopAtTime:
-    """Recovery stops before the first commit later than `moment`; there is one in the chain.
-
-    If not `inclusive`, before the first at `moment` or later.
-    """
-
-    moment: datetime
-    inclusive: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class StopAtLsn:
-    """Recovery stops at the first record that begins at `lsn` or later; there is one in the chain.
-
-    If `inclusive`, that record is replayed. With `restore_point` it begins exactly at `lsn`, and is the
-    restore point of that name: by its place it is found even if the name was given before.
-    """
-
-    lsn: Lsn
-    inclusive: bool = True
-    restore_point: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StopAtXid:
-    """Recovery stops at the record, in the chain, that ends the transaction `xid`.
-
-    If `inclusive`, that record is replayed. `committed` is false if it was rolled back.
-    """
-
-    xid: int
-    inclusive: bool
-    committed: bool
-    at: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StopAtConsistency:
-    """Recovery stops as soon as the base backup is consistent."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopAtEnd:
-    """Recovery replays the whole chain. `why` says why that is the state that was asked for."""
-
-    why: str
-
-
-Stop = StopAtTime | StopAtLsn | StopAtXid | StopAtConsistency | StopAtEnd
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What a restore will do: from `base`, replay `segments` along `branch`, until `stop`.
 
@@ -143,6 +112,16 @@ class Plan:
     @property
     def wal_bytes(self) -> int:
         return len(self.segments) * self.base.wal_segment_size
+
+    @property
+    def stops_between(self) -> tuple[datetime, datetime]:
+        """The span in which what recovery stops at was written, as far as the plan knows."""
+        if isinstance(self.stop, StopAtXid):
+            return self.stop.at, self.stop.at
+        if isinstance(self.stop, StopAtTime):
+            return self.stop.moment, self.stop.moment
+        began = self.segments[-2].closed_at if len(self.segments) > 1 else self.base.started_at
+        return min(began, self.segments[-1].closed_at), self.segments[-1].closed_at
 
 
 class NotCovered(NotRestorable):

@@ -118,3 +118,58 @@ def test_every_kind_of_target_is_reached_exactly(
     assert made.rows(NameTarget("before the bundle")) == {0, 1, 2}
     assert made.rows(NameTarget("same name")) == {0, 1, 2, 3, 4}
     assert made.rows(ImmediateTarget()) == {0}
+
+
+def test_what_cannot_be_reached_is_refused_before_anything_is_touched(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    made = start(server_factory, pitr_settings, None)
+    made.insert(1)
+    with made.connection.transaction():
+        made.connection.execute("INSERT INTO rows VALUES (2)")
+        parent = int(made.ask("SELECT pg_current_xact_id()::text"))
+        with made.connection.transaction():
+            made.connection.execute("INSERT INTO rows VALUES (3)")
+            child = int(made.ask("SELECT max(xmin::text::bigint)::text FROM rows"))
+    assert child > parent
+    made.connection.execute("SELECT pg_switch_wal()")
+    made.connection.close()
+    made.server.stop()
+    refusals = {
+        LsnTarget(Lsn.parse("0/28")): "is before the end of the first base backup",
+        LsnTarget(Lsn.parse("FF/0")): "holds no record at FF/0 or later",
+        NameTarget("nowhere"): "the restore point 'nowhere' is not in the WAL",
+        XidTarget(made.xids[1] + 1000): "is not in the WAL",
+        XidTarget(child): "is not in the WAL",
+        ImmediateTarget(date(2020, 1, 1)): "there is no base backup",
+    }
+    for target, said in refusals.items():
+        with pytest.raises(NotRestorable, match=said) as caught:
+            plan_restore(made.settings, "order-db", target)
+        assert "There are those of" in caught.value.remedy or "can be restored" in caught.value.remedy
+        covered_by_a_seal = isinstance(caught.value, NotCovered)
+        assert covered_by_a_seal == ("could not be sealed to cover it" in caught.value.what)
+    assert not made.settings.restore_root.exists()
+    plan = plan_restore(made.settings, "order-db", XidTarget(parent))
+    assert isinstance(plan.stop, StopAtXid)
+    assert plan.stop.committed
+
+
+def test_a_name_is_recovered_to_its_newest_point_whatever_came_before(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    """PostgreSQL itself stops at the first point of a name; the report says where it was."""
+    made = start(server_factory, pitr_settings, None)
+    for number in (1, 2, 3):
+        made.insert(number)
+        made.mark("again")
+    made.connection.execute("SELECT pg_switch_wal()")
+    made.connection.close()
+    made.server.stop()
+    with restored(made.settings, NameTarget("again"), seal=False) as (plan, report, connection):
+        assert {row[0] for row in connection.execute("SELECT id FROM rows")} == {0, 1, 2, 3}
+        assert isinstance(plan.stop, StopAtLsn)
+        assert any(
+            f'recovery stopping after WAL location (LSN) "{plan.stop.lsn}"' in c for c in report.checks
+        )
+        assert report.directory.name == "order-db-point-again"
