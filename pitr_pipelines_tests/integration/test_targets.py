@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 import psycopg
 import pytest
 
+from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.base_backup import take_base_backup
+from pitr_pipelines.restore.plan import NotCovered
+from pitr_pipelines.restore.prepare import plan_restore
+from pitr_pipelines.restore.stop import StopAtLsn, StopAtXid
 from pitr_pipelines.restore.target import (
     ImmediateTarget,
     LsnTarget,
@@ -22,7 +26,7 @@ from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import Lsn
-from pitr_pipelines_tests.integration.restoring import now, restored_ids
+from pitr_pipelines_tests.integration.restoring import now, restored, restored_ids
 from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, TestServer
 
 pytestmark = pytest.mark.slow
