@@ -139,7 +139,7 @@ def test_what_cannot_be_reached_is_refused_before_anything_is_touched(
     made.connection.execute("SELECT pg_switch_wal()")
     made.connection.close()
     made.server.stop()
-    refusals = {
+    refusals: dict[Target, str] = {
         LsnTarget(Lsn.parse("0/28")): "is before the end of the first base backup",
         LsnTarget(Lsn.parse("FF/0")): "holds no record at FF/0 or later",
         NameTarget("nowhere"): "the restore point 'nowhere' is not in the WAL",

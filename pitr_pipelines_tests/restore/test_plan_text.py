@@ -92,7 +92,7 @@ def test_as_json_it_says_the_same() -> None:
         (StopAtLsn(Lsn(0x3000028)), "after the first record that begins at 0/3000028 or later", "lsn"),
         (
             StopAtLsn(Lsn(0x3000028), False),
-            "before the first record that begins at 0/30 or later",
+            "before the first record that begins at 0/3000028 or later",
             "lsn",
         ),
         (
