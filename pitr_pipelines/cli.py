@@ -211,6 +211,12 @@ def bundle(ctx: click.Context, databases: tuple[str, ...], hour: str | None, run
 @click.argument("time", required=False)
 @click.option("--latest", is_flag=True, help="Everything there is.")
 @click.option("--hour", help="The restore point at the end of an hour (UTC): 2026-01-29-14.")
+@click.option("--lsn", help="A place in the WAL, and the first record from there on: 0/3000028.")
+@click.option("--name", help="A named restore point; the newest of that name.")
+@click.option("--xid", help="The end of a transaction, as pg_current_xact_id() numbered it.")
+@click.option("--immediate", is_flag=True, help="A base backup alone, as soon as it is consistent.")
+@click.option("--base", help="With --immediate: the day of the base backup; default: the newest.")
+@click.option("--exclusive", is_flag=True, help="Leave out what is exactly at TIME, --lsn or --xid.")
 @click.option("--timeline", type=int, help="A branch of history other than the one the server is on.")
 @click.option("--to", type=click.Path(path_type=Path), help="A new directory; default: one in restore_root.")
 @click.option(
@@ -226,6 +232,12 @@ def restore(
     time: str | None,
     latest: bool,
     hour: str | None,
+    lsn: str | None,
+    name: str | None,
+    xid: str | None,
+    immediate: bool,
+    base: str | None,
+    exclusive: bool,
     timeline: int | None,
     to: Path | None,
     port: int | None,
@@ -235,6 +247,7 @@ def restore(
 ) -> None:
     """Restore a database to a moment, into a new directory beside the old one.
 
+    Give one target: TIME, --hour, --latest, --lsn, --name, --xid or --immediate.
     TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
     """
     from pitr_pipelines.restore.plan import NotCovered
@@ -243,7 +256,18 @@ def restore(
     from pitr_pipelines.restore.target import parse_target
 
     settings = _settings(ctx)
-    target = parse_target(settings.zone, time=time, hour=hour, latest=latest)
+    target = parse_target(
+        settings.zone,
+        time=time,
+        hour=hour,
+        latest=latest,
+        lsn=lsn,
+        name=name,
+        xid=xid,
+        immediate=immediate,
+        base=base,
+        exclusive=exclusive,
+    )
     try:
         with progress_report(database) as report:
             plan = plan_restore(

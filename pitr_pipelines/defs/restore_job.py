@@ -16,6 +16,7 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 from pydantic import Field, create_model
 
+from pitr_pipelines.catalog.coverage import CLOCK_MARGIN
 from pitr_pipelines.defs.failures import shown_as_failures
 from pitr_pipelines.defs.metadata import restore_metadata
 from pitr_pipelines.defs.names import NO_RETRIES, RESTORE, RESTORED_CLUSTER, asset_key
@@ -23,7 +24,15 @@ from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.plan import Plan
-from pitr_pipelines.restore.target import HourTarget, TimeTarget, parse_moment, show_moment
+from pitr_pipelines.restore.target import (
+    HourTarget,
+    Target,
+    TimeTarget,
+    moment_of,
+    parse_moment,
+    parse_target,
+    show_moment,
+)
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 
@@ -38,6 +47,20 @@ class WhatToRestore(dg.Config):
         default=None,
         description="Exact moment within the chosen hour, such as '2026-01-29 14:30:00'; read in the "
         "configured time zone unless it has an offset (+01:00 or Z). Default: the end of the hour.",
+    )
+    target_lsn: str | None = Field(
+        default=None,
+        description="Instead of a time, a place in the WAL, such as 0/3000028, written in that hour.",
+    )
+    target_name: str | None = Field(
+        default=None,
+        description="Instead of a time, a named restore point of that hour; the newest of that name.",
+    )
+    target_xid: int | None = Field(
+        default=None, description="Instead of a time, a transaction that ended in that hour."
+    )
+    exclusive: bool = Field(
+        default=False, description="Leave out what is exactly at target_time, target_lsn or target_xid."
     )
 
 
@@ -75,7 +98,7 @@ def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefin
     def plan_restore(context: dg.OpExecutionContext, config: what) -> Plan:  # type: ignore[valid-type]
         chosen: Any = config
         with shown_as_failures():
-            return _plan(context, settings, chosen.database.value, chosen.target_time)
+            return _plan(context, settings, chosen.database.value, chosen)
 
     @dg.op(
         name=RUN_STEP,
@@ -94,7 +117,7 @@ def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefin
         config=_defaults(settings),
         tags=NO_RETRIES,
         description="Restore a database to a moment, in a new cluster beside the original. Choose the hour "
-        "as partition (UTC); for an exact moment give target_time.",
+        "as partition (UTC); for an exact moment give target_time, target_lsn, target_name or target_xid.",
     )
     def restore() -> None:
         run_restore(plan_restore())
@@ -103,14 +126,38 @@ def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefin
 
 
 def choose_target(
-    hour: Hour, target_time: str | None, zone: ZoneInfo, now: datetime
-) -> HourTarget | TimeTarget:
-    """Return the target that an hour and perhaps an exact time within it stand for.
+    hour: Hour,
+    target_time: str | None,
+    zone: ZoneInfo,
+    now: datetime,
+    *,
+    lsn: str | None = None,
+    name: str | None = None,
+    xid: int | None = None,
+    exclusive: bool = False,
+) -> Target:
+    """Return the target that an hour and perhaps something exact within it stand for.
 
-    Raises BadRequest if the time is not in the hour, or if the hour's end is still to come.
+    Raises BadRequest if the time is not in the hour, or if the hour's end is still to come; whether
+    another target is in the hour is only known when it is planned: see `check_hour`.
     """
+    time = (target_time or "").strip()
+    if lsn or name or xid is not None:
+        return parse_target(
+            zone,
+            time=time or None,
+            lsn=lsn,
+            name=name,
+            xid=None if xid is None else str(xid),
+            exclusive=exclusive,
+        )
     span = f"{show_moment(hour.start, zone)} to {show_moment(hour.end, zone)}"
-    if target_time is None or not target_time.strip():
+    if not time:
+        if exclusive:
+            raise BadRequest(
+                "exclusive does not go with the end of an hour",
+                remedy="Give target_time, target_lsn or target_xid with it.",
+            )
         if hour.end > now:
             raise BadRequest(
                 f"the hour {hour} ({span}) is not over, so its end cannot be restored yet",
@@ -119,19 +166,34 @@ def choose_target(
                 f"{Hour.containing(now).preceding()}.",
             )
         return HourTarget(hour)
-    moment = parse_moment(target_time, zone)
+    moment = parse_moment(time, zone)
     if not hour.start <= moment <= hour.end:
         raise BadRequest(
             f"target_time {show_moment(moment, zone)} is not in the chosen hour {hour} ({span})",
             remedy=f"Choose the partition {Hour.containing(moment)}, or a time within the hour; without an "
             f"offset it is read in {zone.key}.",
         )
-    return TimeTarget(moment)
+    return TimeTarget(moment, not exclusive)
+
+
+def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
+    """Raise BadRequest if what the plan stops at was not written in the hour under which it is reported."""
+    first, last = plan.stops_between
+    if moment_of(plan.target) is None and not (
+        first - CLOCK_MARGIN <= hour.end and hour.start <= last + CLOCK_MARGIN
+    ):
+        right = " or ".join(dict.fromkeys(str(Hour.containing(moment)) for moment in (first, last)))
+        raise BadRequest(
+            f"{plan.target} is not in the chosen hour {hour}: it was written between "
+            f"{show_moment(first, zone)} and {show_moment(last, zone)}",
+            remedy=f"Choose the partition {right}.",
+        )
 
 
 def _defaults(settings: Settings) -> dict[str, Any]:
     where = {"directory": None, "port": None, "keep_running": True}
-    what = {"database": next(iter(settings.databases)), "target_time": None}
+    what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
+    what |= {"target_lsn": None, "target_name": None, "target_xid": None, "exclusive": False}
     return {"ops": {PLAN_STEP: {"config": what}, RUN_STEP: {"config": where}}}
 
 
@@ -149,13 +211,24 @@ def _chosen_hour(context: dg.OpExecutionContext) -> Hour:
     return Hour.parse(context.partition_key)
 
 
-def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, target_time: str | None) -> Plan:
+def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, what: WhatToRestore) -> Plan:
     # The restore and its server connections are only imported where there is one.
     from pitr_pipelines.restore.plan_text import plan_json, plan_lines
     from pitr_pipelines.restore.prepare import plan_restore
 
-    target = choose_target(_chosen_hour(context), target_time, settings.zone, datetime.now(UTC))
+    hour = _chosen_hour(context)
+    target = choose_target(
+        hour,
+        what.target_time,
+        settings.zone,
+        datetime.now(UTC),
+        lsn=what.target_lsn,
+        name=what.target_name,
+        xid=what.target_xid,
+        exclusive=what.exclusive,
+    )
     plan = plan_restore(settings, database, target, report=LogProgress(context.log))
+    check_hour(plan, hour, settings.zone)
     lines = plan_lines(plan, settings.zone)
     for line in lines:
         context.log.info(line)

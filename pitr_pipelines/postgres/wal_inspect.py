@@ -1,4 +1,4 @@
-"""Looking into WAL files with pg_waldump: the commits and aborts in a stretch.
+"""Looking into WAL files with pg_waldump: commits, aborts, restore points, where records begin.
 
 Recovery to a time stops at a commit or abort record; so whether a target can be stopped at is a
 question about these records, and only the WAL itself can answer it.
@@ -22,9 +22,13 @@ from pitr_pipelines.wal.lsn import Lsn, SegmentName
 
 _RECORD = re.compile(
     r"rmgr: Transaction\s.*?\btx:\s*(?P<xid>\d+), lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+),.*?"
-    r"desc: (?P<kind>COMMIT|ABORT)(?:_PREPARED)? (?:\d+: )?"
+    r"desc: (?P<kind>COMMIT|ABORT)(?:_PREPARED)? (?:(?P<prepared>\d+): )?"
     r"(?P<time>\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:\.\d+)?) UTC"
 )
+_RESTORE_POINT = re.compile(
+    r"rmgr: XLOG\s.*?lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+),.*?desc: RESTORE_POINT (?P<name>.*)"
+)
+_ANY_RECORD = re.compile(r"rmgr: .*?lsn: (?P<lsn>[0-9A-F]+/[0-9A-F]+),")
 _NO_RECORD = "could not find a valid record after"
 """A segment may hold nothing but the middle of one long record."""
 _END_OF_WAL = re.compile(r"invalid record length at \S+ (wanted|expected at least) \d+, got 0")
@@ -32,7 +36,10 @@ _END_OF_WAL = re.compile(r"invalid record length at \S+ (wanted|expected at leas
 
 @dataclass(frozen=True, slots=True)
 class TransactionEnd:
-    """A commit or abort record, at which recovery to a time can stop."""
+    """A commit or abort record, at which recovery to a time or to an xid can stop.
+
+    `xid` is that of the transaction that ended, also if it was prepared before.
+    """
 
     xid: int
     lsn: Lsn
@@ -52,11 +59,45 @@ def transaction_ends(
         match = _RECORD.search(line)
         if match:
             yield TransactionEnd(
-                int(match["xid"]),
+                int(match["prepared"] or match["xid"]),
                 Lsn.parse(match["lsn"]),
                 datetime.fromisoformat(match["time"]).replace(tzinfo=UTC),
                 match["kind"] == "COMMIT",
             )
+
+
+def restore_points(
+    binaries: Binaries, directory: Path, first: SegmentName, last: SegmentName, segment_size: int
+) -> Iterator[tuple[str, Lsn]]:
+    """Yield the name of each restore point and where its record begins. Raises as `transaction_ends`."""
+    for line in _dump(binaries, directory, first, last, segment_size, "--rmgr=XLOG"):
+        match = _RESTORE_POINT.search(line.removesuffix("\n"))
+        if match:
+            yield match["name"], Lsn.parse(match["lsn"])
+
+
+def first_record(
+    binaries: Binaries, directory: Path, first: SegmentName, last: SegmentName, segment_size: int, lsn: Lsn
+) -> Lsn | None:
+    """Return where the first record begins that begins at `lsn` or later and ends in `last` or before.
+
+    What lies behind a segment switch is not found from a place before it. Raises as `transaction_ends`.
+    """
+    for line in _dump(binaries, directory, first, last, segment_size, "--limit=1", start=lsn):
+        match = _ANY_RECORD.search(line)
+        if match:
+            return Lsn.parse(match["lsn"])
+    return None
+
+
+def last_record(
+    binaries: Binaries, directory: Path, first: SegmentName, last: SegmentName, segment_size: int
+) -> Lsn | None:
+    """Return where the last record begins that ends in `last` or before. Raises as `transaction_ends`."""
+    found = None
+    for line in _dump(binaries, directory, first, last, segment_size):
+        found = _ANY_RECORD.search(line) or found
+    return Lsn.parse(found["lsn"]) if found else None
 
 
 def _dump(
@@ -66,6 +107,7 @@ def _dump(
     last: SegmentName,
     segment_size: int,
     *options: str,
+    start: Lsn | None = None,
 ) -> Iterator[str]:
     """Yield pg_waldump's lines. Raises ArtifactDamaged or PitrError where it ends with an error."""
     command = [
@@ -73,7 +115,7 @@ def _dump(
         *options,
         f"--path={directory}",
         f"--timeline={last.timeline}",
-        f"--start={first.start(segment_size)}",
+        f"--start={start if start is not None else first.start(segment_size)}",
         f"--end={last.end(segment_size)}",
     ]
     with (

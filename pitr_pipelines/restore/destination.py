@@ -8,6 +8,7 @@ a directory with that file is never taken for a database, by us or by a person w
 from __future__ import annotations
 
 import os
+import re
 import socket
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,7 +19,15 @@ from pitr_pipelines.errors import BadRequest, DestinationInUse, PitrError
 from pitr_pipelines.postgres.account import Account, give, make_owned_directory, run, server_account
 from pitr_pipelines.postgres.server import free_port
 from pitr_pipelines.restore.plan import Plan
-from pitr_pipelines.restore.target import LatestTarget
+from pitr_pipelines.restore.target import (
+    HourTarget,
+    ImmediateTarget,
+    LatestTarget,
+    LsnTarget,
+    NameTarget,
+    TimeTarget,
+    XidTarget,
+)
 from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.units import show_bytes
@@ -157,10 +166,19 @@ def port_is_free(port: int) -> bool:
 
 
 def _new_name(settings: Settings, plan: Plan) -> Path:
-    if isinstance(plan.target, LatestTarget):
-        stamp = f"latest-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    else:
-        stamp = f"{plan.target.moment.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+    match plan.target:
+        case LatestTarget():
+            stamp = f"latest-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+        case TimeTarget() | HourTarget():
+            stamp = f"{plan.target.moment.astimezone(UTC):%Y%m%dT%H%M%SZ}"
+        case LsnTarget(lsn):
+            stamp = f"lsn-{lsn}".replace("/", "-")
+        case XidTarget(xid):
+            stamp = f"xid-{xid}"
+        case NameTarget(name):
+            stamp = "point-" + re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        case ImmediateTarget():
+            stamp = f"base-{plan.base.day}"
     first = path = settings.restore_root / f"{plan.database}-{stamp}"
     number = 1
     while path.exists() or path.is_symlink():

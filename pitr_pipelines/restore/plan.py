@@ -1,61 +1,97 @@
 """The plan: what a restore will do, computed before it touches anything.
 
 The promise: a plan reaches exactly the target, or there is none and the refusal says what is
-missing and which moments can be restored. Planning decides from the inventory alone; the one
-question that only the WAL itself can answer, whether it holds a commit after the target, is put to
-a `Probe`.
+missing and which moments can be restored. Planning decides from the inventory alone; questions that
+only the WAL itself can answer, such as whether it holds a commit after the target, are put to a
+`Probe`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap, Window, windows
 from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
-from pitr_pipelines.restore.target import HourTarget, LatestTarget, Target, TimeTarget, show_moment
+from pitr_pipelines.postgres.wal_inspect import TransactionEnd
+from pitr_pipelines.restore.stop import (
+    Stop,
+    StopAtConsistency,
+    StopAtEnd,
+    StopAtLsn,
+    StopAtTime,
+    StopAtXid,
+)
+from pitr_pipelines.restore.target import (
+    HourTarget,
+    ImmediateTarget,
+    LatestTarget,
+    LsnTarget,
+    NameTarget,
+    Target,
+    TimeTarget,
+    XidTarget,
+    moment_of,
+    show_moment,
+)
 from pitr_pipelines.restore.wal_source import InBase, WalIndex, WalSegment
+from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines.wal.timelines import TimelineHistory
+
+__all__ = [
+    "NotCovered",
+    "Plan",
+    "Probe",
+    "Stop",
+    "StopAtConsistency",
+    "StopAtEnd",
+    "StopAtLsn",
+    "StopAtTime",
+    "StopAtXid",
+    "make_plan",
+]
+
+_RESOLUTION = timedelta(microseconds=1)
+"""Of PostgreSQL's times."""
 
 
 class Probe(Protocol):
-    """Answers questions about WAL content. The planner asks about a handful of segments at most."""
+    """Answers questions about WAL content.
+
+    The planner asks about a handful of segments; only for a restore point or a transaction that can
+    lie anywhere, about one after the other, from the newest backwards. `previous`, the segment before,
+    is given because a record may begin in it.
+    """
 
     def ends_transaction_after(
         self, previous: WalSegment | None, segment: WalSegment, moment: datetime
     ) -> bool:
-        """Tell whether a commit or abort later than `moment` is recorded in `segment`.
-
-        `previous`, the segment before, is given because a record may begin in it.
-        """
+        """Tell whether a commit or abort later than `moment` is recorded in `segment`."""
         ...
 
     def last_transaction(self, previous: WalSegment | None, segment: WalSegment) -> datetime | None:
         """Return the time of the last commit or abort recorded in `segment`, if there is one."""
         ...
 
+    def transaction_end(
+        self, previous: WalSegment | None, segment: WalSegment, xid: int
+    ) -> TransactionEnd | None:
+        """Return the last record in `segment` that ends the transaction `xid`, if there is one."""
+        ...
 
-@dataclass(frozen=True, slots=True)
-class StopAtTime:
-    """Recovery stops before the first commit later than `moment`; there is one in the chain."""
+    def restore_point(self, previous: WalSegment | None, segment: WalSegment, name: str) -> Lsn | None:
+        """Return where the last restore point of that name in `segment` begins, if there is one."""
+        ...
 
-    moment: datetime
-
-
-@dataclass(frozen=True, slots=True)
-class StopAtEnd:
-    """Recovery replays the whole chain. `why` says why that is the state that was asked for."""
-
-    why: str
-
-
-Stop = StopAtTime | StopAtEnd
+    def record_from(self, previous: WalSegment | None, segment: WalSegment, lsn: Lsn) -> Lsn | None:
+        """Return where a record begins, at `lsn` or later, that ends in `segment`, if there is one."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +113,16 @@ class Plan:
     def wal_bytes(self) -> int:
         return len(self.segments) * self.base.wal_segment_size
 
+    @property
+    def stops_between(self) -> tuple[datetime, datetime]:
+        """The span in which what recovery stops at was written, as far as the plan knows."""
+        if isinstance(self.stop, StopAtXid):
+            return self.stop.at, self.stop.at
+        if isinstance(self.stop, StopAtTime):
+            return self.stop.moment, self.stop.moment
+        began = self.segments[-2].closed_at if len(self.segments) > 1 else self.base.started_at
+        return min(began, self.segments[-1].closed_at), self.segments[-1].closed_at
+
 
 class NotCovered(NotRestorable):
     """The target is later than the archive provably reaches; sealing the database may cure that."""
@@ -97,6 +143,9 @@ def make_plan(
     `timeline` asks for a branch other than the one the server wrote last; `zone` is only how
     moments are shown.
     """
+    if isinstance(target, ImmediateTarget) and target.base is not None and timeline is None:
+        # Nothing after it is replayed, so it does not matter whether the server went another way.
+        timeline = next((base.timeline for base in inventory.bases if base.day == target.base), None)
     branch = inventory.branch(timeline)
     coverage = inventory.coverage()
     usable = [
@@ -116,8 +165,22 @@ def make_plan(
     match target:
         case LatestTarget():
             return planner.latest(usable[-1])
-        case TimeTarget() | HourTarget():
+        case TimeTarget():
+            return planner.at(target.moment, usable, inclusive=target.inclusive)
+        case HourTarget():
             return planner.at(target.moment, usable)
+        case LsnTarget():
+            return planner.at_lsn(target.lsn, usable, inclusive=target.inclusive)
+        case NameTarget():
+            return planner.at_name(target.name, usable)
+        case XidTarget():
+            return planner.at_xid(target.xid, usable, inclusive=target.inclusive)
+        case ImmediateTarget():
+            return planner.immediate(target, usable)
+
+
+Found = TypeVar("Found")
+_Look = Callable[[WalSegment | None, WalSegment], tuple[Lsn, Found] | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +193,7 @@ class _Planner:
     zone: ZoneInfo
     branch: TimelineHistory
 
-    def at(self, moment: datetime, bases: Sequence[BaseRecord]) -> Plan:
+    def at(self, moment: datetime, bases: Sequence[BaseRecord], *, inclusive: bool = True) -> Plan:
         if moment > self.now:
             raise NotRestorable(
                 f"{self.target} is in the future (it is {self._show(self.now)})",
@@ -146,14 +209,15 @@ class _Planner:
                 nearest=self._nearest(moment),
             )
         base = before[-1]
+        stays = moment if inclusive else moment - _RESOLUTION
         segments: list[WalSegment] = []
         for segment in self.index.chain(base, self.branch):
             previous = segments[-1] if segments else None
             segments.append(segment)
             if segment.closed_at < moment - CLOCK_MARGIN:
                 continue
-            if self.probe.ends_transaction_after(previous, segment, moment):
-                return self._plan(base, segments, StopAtTime(moment))
+            if self.probe.ends_transaction_after(previous, segment, stays):
+                return self._plan(base, segments, StopAtTime(moment, inclusive))
         gap = self._gap(base)
         if not segments:
             raise self._missing(base, gap)
@@ -178,6 +242,133 @@ class _Planner:
         if not segments or gap is not None:
             raise self._missing(base, gap)
         return self._plan(base, segments, StopAtEnd("everything there is was asked for"))
+
+    def at_lsn(self, lsn: Lsn, bases: Sequence[BaseRecord], *, inclusive: bool) -> Plan:
+        before = [base for base in bases if base.end_lsn <= lsn]
+        if not before:
+            raise self._before_first(bases[0], None)
+        base = before[-1]
+        segments: list[WalSegment] = []
+        for segment in self.index.chain(base, self.branch):
+            previous = segments[-1] if segments else None
+            segments.append(segment)
+            if segment.name.end(base.wal_segment_size) <= lsn:
+                continue
+            if self.probe.record_from(previous, segment, lsn) is not None:
+                return self._plan(base, segments, StopAtLsn(lsn, inclusive))
+        gap = self._gap(base)
+        if gap is not None or not segments:
+            raise self._missing(base, gap)
+        raise NotCovered(
+            f"the archive of {self.inventory.database} holds no record at {lsn} or later: it ends with "
+            f"{segments[-1].name}, so recovery could not tell that it has reached {self.target}",
+            remedy=f"{self._offer_lsns(bases)} To get everything there is, ask for the latest moment.",
+            nearest=self._nearest(None),
+        )
+
+    def at_name(self, name: str, bases: Sequence[BaseRecord]) -> Plan:
+        def look(previous: WalSegment | None, segment: WalSegment) -> tuple[Lsn, None] | None:
+            lsn = self.probe.restore_point(previous, segment, name)
+            return None if lsn is None else (lsn, None)
+
+        seals = [entry.seal for entry in self.inventory.bundles if entry.seal is not None]
+        sealed = {seal.segment for seal in seals if seal.restore_point == name}
+        found = (self._search(bases, look, only=sealed) if sealed else None) or self._search(bases, look)
+        if found is None:
+            raise self._not_found(bases, "A name must be given exactly as pg_create_restore_point() got it.")
+        base, segments, lsn, _ = found
+        return self._plan(base, segments, StopAtLsn(lsn, restore_point=name))
+
+    def at_xid(self, xid: int, bases: Sequence[BaseRecord], *, inclusive: bool) -> Plan:
+        def look(previous: WalSegment | None, segment: WalSegment) -> tuple[Lsn, TransactionEnd] | None:
+            end = self.probe.transaction_end(previous, segment, xid)
+            return None if end is None else (end.lsn, end)
+
+        found = self._search(bases, look)
+        if found is None:
+            raise self._not_found(
+                bases,
+                "It may not have ended, have changed nothing, or be a subtransaction: recovery stops only "
+                "where a whole transaction ends.",
+            )
+        base, segments, _, end = found
+        return self._plan(base, segments, StopAtXid(xid, inclusive, end.committed, end.at))
+
+    def immediate(self, target: ImmediateTarget, bases: Sequence[BaseRecord]) -> Plan:
+        chosen = [base for base in bases if target.base in (None, base.day)]
+        if not chosen:
+            days = ", ".join(str(base.day) for base in bases)
+            raise NotRestorable(
+                f"there is no base backup of {self.inventory.database} of {target.base} on timeline "
+                f"{self.branch.timeline}",
+                remedy=f"There are those of {days}.",
+                nearest=self._nearest(None),
+            )
+        base = chosen[-1]
+        size = base.wal_segment_size
+        numbers = range(base.first_segment.number(size), base.last_segment.number(size) + 1)
+        segments = [
+            WalSegment(SegmentName.numbered(number, base.timeline, size), base.ended_at, InBase(base.day))
+            for number in numbers
+        ]
+        return self._plan(base, segments, StopAtConsistency())
+
+    def _search(
+        self, bases: Sequence[BaseRecord], look: _Look[Found], only: Collection[SegmentName] | None = None
+    ) -> tuple[BaseRecord, Sequence[WalSegment], Lsn, Found] | None:
+        """Find the newest record that `look` is after, and the newest base from which it is reached.
+
+        Returns that base, the segments from it up to the record, where that begins, and what it is;
+        None if there is none. Raises NotRestorable if there is one that no base reaches.
+        """
+        hit: tuple[Lsn, Found] | None = None
+        held: SegmentName | None = None
+        seen: set[SegmentName] = set()
+        for base in reversed(bases):
+            segments = list(self.index.chain(base, self.branch))
+            for index in range(len(segments) - 1, -1, -1):
+                name = segments[index].name
+                if hit is not None:
+                    break
+                if name in seen or (only is not None and name not in only):
+                    continue
+                hit = look(segments[index - 1] if index else None, segments[index])
+                held = name if hit is not None else None
+                if index:  # else a record that began in the segment before was not seen
+                    seen.add(name)
+            for index, segment in enumerate(segments):
+                if hit is not None and segment.name == held and hit[0] >= base.end_lsn:
+                    return base, segments[: index + 1], *hit
+        if hit is None:
+            return None
+        before = [base for base in bases if base.end_lsn <= hit[0]]
+        raise (
+            self._missing(before[-1], self._gap(before[-1]))
+            if before
+            else self._before_first(bases[0], hit[0])
+        )
+
+    def _before_first(self, first: BaseRecord, lsn: Lsn | None) -> NotRestorable:
+        return NotRestorable(
+            f"{self.target}{f', at {lsn},' if lsn is not None else ''} is before the end of the first base "
+            f"backup of {self.inventory.database} from which it could be reached ({first.end_lsn}, "
+            f"{self._show(first.ended_at)})",
+            remedy=self._offer_lsns([first]),
+            nearest=self._nearest(first.ended_at),
+        )
+
+    def _not_found(self, bases: Sequence[BaseRecord], hint: str) -> NotCovered:
+        return NotCovered(
+            f"{self.target} is not in the WAL of {self.inventory.database} that can be restored",
+            remedy=f"{hint} {self._offer_lsns(bases)}",
+            nearest=self._nearest(None),
+        )
+
+    def _offer_lsns(self, bases: Sequence[BaseRecord]) -> str:
+        """Say what can be restored, in LSNs and in time."""
+        reach = self.inventory.coverage().reach(bases[-1].first_segment, self.branch)
+        end = reach.last.end(bases[-1].wal_segment_size) if reach else bases[-1].end_lsn
+        return f"The WAL that is there goes from {bases[0].end_lsn} to {end}. {self._offer(None)}"
 
     def _plan(self, base: BaseRecord, segments: Sequence[WalSegment], stop: Stop) -> Plan:
         return Plan(self.inventory.database, self.target, base, self.branch, tuple(segments), stop)
@@ -207,7 +398,7 @@ class _Planner:
             what = f"the WAL segment {gap.first}"
         else:
             what = f"the WAL segments {gap.first} to {gap.last}"
-        moment = None if isinstance(self.target, LatestTarget) else self.target.moment
+        moment = moment_of(self.target)
         return NotRestorable(
             f"{self.target} cannot be reached: {what} of {self.inventory.database} "
             f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
@@ -238,7 +429,8 @@ class _Planner:
         if not spans:
             return "No moment can be restored; take a base backup now."
         nearest = " and ".join(self._show(end) for end in self._nearest(moment))
-        return f"What can be restored: {spans}. Nearest to what you asked for: {nearest}."
+        label = "Nearest to what you asked for" if moment else "The latest of them"
+        return f"What can be restored: {spans}. {label}: {nearest}."
 
     def _show(self, moment: datetime) -> str:
         return show_moment(moment, self.zone)

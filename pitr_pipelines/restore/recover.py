@@ -27,8 +27,16 @@ from pitr_pipelines.restore.configure import HARMLESS
 from pitr_pipelines.restore.destination import REPLAYED_WAL_KEPT, Destination, fits_a_socket
 from pitr_pipelines.restore.fetch import EXPECTED
 from pitr_pipelines.restore.memory import available_memory
-from pitr_pipelines.restore.plan import Plan, StopAtTime
-from pitr_pipelines.restore.recovery_log import LINE_PREFIX, RecoveryLog, count_segments
+from pitr_pipelines.restore.plan import (
+    Plan,
+    Stop,
+    StopAtConsistency,
+    StopAtEnd,
+    StopAtLsn,
+    StopAtTime,
+    StopAtXid,
+)
+from pitr_pipelines.restore.recovery_log import LINE_PREFIX, RecoveryLog, Stopped, count_segments
 from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
@@ -51,7 +59,8 @@ class Recovered:
 
     `end_lsn` is just past the last record that was replayed; `last_transaction_at` is when the last
     transaction in it ended, None if there was none; `stopped_before` is when the first one that was
-    left out ended, None if recovery went to the end of the WAL.
+    left out ended, None if that is not known or there is none. `stopped` is what PostgreSQL said about
+    where it stopped, None if it went to the end of the WAL.
     """
 
     timeline: int
@@ -59,6 +68,7 @@ class Recovered:
     last_transaction_at: datetime | None
     stopped_before: datetime | None
     segments_replayed: int
+    stopped: str | None = None
 
 
 @contextmanager
@@ -138,11 +148,26 @@ def recovery_options(
         "recovery_target_inclusive": "on",
         "recovery_target_action": "promote",
     }
-    if isinstance(plan.stop, StopAtTime):
-        moment = plan.stop.moment.astimezone(UTC)
-        del options["recovery_target_time"]
-        options["recovery_target_time"] = f"{moment:%Y-%m-%d %H:%M:%S.%f}+00"
+    for name, value in _target_settings(plan.stop).items():
+        del options[name]
+        options[name] = value
     return options
+
+
+def _target_settings(stop: Stop) -> dict[str, str]:
+    """Return the settings that make recovery stop there; the target itself last."""
+    match stop:
+        case StopAtTime(moment, inclusive):
+            name, value = "recovery_target_time", f"{moment.astimezone(UTC):%Y-%m-%d %H:%M:%S.%f}+00"
+        case StopAtLsn(lsn, inclusive):
+            name, value = "recovery_target_lsn", str(lsn)
+        case StopAtXid(xid, inclusive):
+            name, value = "recovery_target_xid", str(xid)
+        case StopAtConsistency():
+            name, value, inclusive = "recovery_target", "immediate", True
+        case StopAtEnd():
+            return {}
+    return {"recovery_target_inclusive": "on" if inclusive else "off", name: value}
 
 
 def restore_command(script: Path, staging: Path) -> str:
@@ -188,14 +213,10 @@ def _judge(cluster: Cluster, plan: Plan, destination: Destination, log: Recovery
     last = plan.segments[-1]
     size = plan.base.wal_segment_size
     end = _end_of_replay(cluster, log.timeline)
-    if isinstance(plan.stop, StopAtTime):
-        moment = plan.stop.moment
-        if log.stopped_before is None or log.stopped_before <= moment:
-            raise _failed(plan, log, f"it did not stop at a transaction later than {moment}")
-        if log.last_transaction_at is not None and log.last_transaction_at > moment:
-            raise _failed(
-                plan, log, f"it replayed a transaction of {log.last_transaction_at}, after {moment}"
-            )
+    if not isinstance(plan.stop, StopAtEnd):
+        problem = _missed(plan, log, end)
+        if problem is not None:
+            raise _failed(plan, log, problem)
     else:
         staged = not (isinstance(last.place, InBase) and last.place.day == plan.base.day)
         if staged and str(last.name) not in log.restored:
@@ -212,9 +233,44 @@ def _judge(cluster: Cluster, plan: Plan, destination: Destination, log: Recovery
         timeline=log.timeline,
         end_lsn=end,
         last_transaction_at=log.last_transaction_at,
-        stopped_before=log.stopped_before,
+        stopped_before=log.stopped.at if log.stopped is not None and log.stopped.before else None,
         segments_replayed=len(plan.segments),
+        stopped=log.stopped.words if log.stopped is not None else None,
     )
+
+
+def _missed(plan: Plan, log: RecoveryLog, end: Lsn) -> str | None:
+    """Return how recovery missed the place at which it should stop, or None."""
+    stopped = log.stopped or Stopped("", before=False)
+    last = log.last_transaction_at
+    match plan.stop:
+        case StopAtTime(moment, inclusive):
+            if stopped.at is None or not stopped.before or not _is_after(stopped.at, moment, inclusive):
+                when = "later than" if inclusive else "at or after"
+                return f"it did not stop at a transaction {when} {moment}"
+            if last is not None and _is_after(last, moment, inclusive):
+                return (
+                    f"it replayed a transaction of {last}, {'after' if inclusive else 'not before'} {moment}"
+                )
+        case StopAtLsn(lsn, inclusive, point):
+            if stopped.lsn is None or stopped.before == inclusive or stopped.lsn < lsn:
+                return f"it did not stop {'after' if inclusive else 'before'} a record at {lsn} or later"
+            if point is not None and stopped.lsn != lsn:
+                return f"it stopped at {stopped.lsn}, not at the restore point at {lsn}"
+            if end <= stopped.lsn if inclusive else end > stopped.lsn:
+                return f"it ended at {end}, although it stopped at {stopped.lsn}"
+        case StopAtXid(xid, inclusive):
+            if stopped.xid != xid or stopped.before == inclusive:
+                return f"it did not stop {'after' if inclusive else 'before'} the end of transaction {xid}"
+        case StopAtConsistency():
+            if not stopped.consistent or end < plan.base.end_lsn:
+                return f"it did not stop when the base backup of {plan.base.day} was consistent"
+    return None
+
+
+def _is_after(at: datetime, moment: datetime, inclusive: bool) -> bool:
+    """Tell whether a transaction that ended at `at` is one to leave out."""
+    return at > moment if inclusive else at >= moment
 
 
 def _end_of_replay(cluster: Cluster, timeline: int) -> Lsn:

@@ -21,7 +21,9 @@ _TAIL = 15
 _LEVEL = re.compile(r"\[\d+\] (?P<level>LOG|WARNING|ERROR|FATAL|PANIC):  (?P<text>.*)")
 _LSN = r"([0-9A-F]+/[0-9A-F]+)"
 _RESTORED = re.compile(r'restored log file "([0-9A-F.a-z]+)" from archive')
-_STOPPING = re.compile(r"recovery stopping (?:before|after) (?:commit|abort).* of transaction \d+, time (.+)")
+_STOPPING = re.compile(r"recovery stopping (before|after) (.+)")
+_AT_TRANSACTION = re.compile(r"(?:commit|abort).* of transaction (\d+), time (.+)")
+_AT_LSN = re.compile(rf'WAL location \(LSN\) "{_LSN}"')
 _LAST = re.compile(r"last completed transaction was at log time (.+)")
 _REDO_DONE = re.compile(rf"redo done at {_LSN}")
 _TIMELINE = re.compile(r"selected new timeline ID: (\d+)")
@@ -80,6 +82,22 @@ _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Where recovery said that it stopped: in its own words, and what they name.
+
+    Of `xid` and `at`, `lsn` and `consistent` only that is set at which it stopped. `before` says that
+    the record it stopped at was not replayed.
+    """
+
+    words: str
+    before: bool
+    xid: int | None = None
+    at: datetime | None = None
+    lsn: Lsn | None = None
+    consistent: bool = False
+
+
 @dataclass(slots=True)
 class RecoveryLog:
     """The part of a server's log that one recovery wrote, read as it grows."""
@@ -88,7 +106,8 @@ class RecoveryLog:
     position: int = 0
     restored: dict[str, None] = field(default_factory=dict)
     """The WAL files that were given to recovery, each once, in its order."""
-    stopped_before: datetime | None = None
+    stopped: Stopped | None = None
+    """None while it goes on, and if it went to the end of the WAL."""
     last_transaction_at: datetime | None = None
     redo_done_at: Lsn | None = None
     timeline: int | None = None
@@ -147,7 +166,7 @@ class RecoveryLog:
                 self.restored[found[1]] = None
                 self.invalid = None
         elif found := _STOPPING.match(text):
-            self.stopped_before = _moment(found[1])
+            self.stopped = _stopped(text, found[1] == "before", found[2])
         elif found := _LAST.match(text):
             self.last_transaction_at = _moment(found[1])
         elif found := _REDO_DONE.match(text):
@@ -156,6 +175,14 @@ class RecoveryLog:
             self.timeline = int(found[1])
         elif (found := _INVALID.match(text)) and self.invalid is None:
             self.invalid = Lsn.parse(found[1]), text
+
+
+def _stopped(words: str, before: bool, where: str) -> Stopped:
+    if found := _AT_TRANSACTION.match(where):
+        return Stopped(words, before, xid=int(found[1]), at=_moment(found[2]))
+    if found := _AT_LSN.match(where):
+        return Stopped(words, before, lsn=Lsn.parse(found[1]))
+    return Stopped(words, before, consistent=where == "reaching consistency")
 
 
 def _moment(text: str) -> datetime:

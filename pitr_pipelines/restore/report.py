@@ -18,7 +18,8 @@ class RestoreReport(BaseModel):
 
     `timeline` is the restored cluster's new one, and `recovered_to_lsn` where it begins.
     `last_transaction_at` is when the last transaction that is in it ended (None: none was replayed);
-    `first_left_out_at` is when the first that is not in it did (None: all there was is in it). Times
+    `first_left_out_at` is when the first that is not in it did (None: all there was is
+    in it, or recovery stopped at no transaction). Times
     in seconds; `staged_wal_bytes` is what was brought beside the base, `base_bytes` the base unpacked.
     `checks` are what was verified, `notes` what a person should know.
     """

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
+from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
@@ -30,6 +31,7 @@ from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import Destination, choose_destination, claim, port_is_free
 from pitr_pipelines.restore.fetch import fetch
 from pitr_pipelines.restore.plan import Plan, StopAtTime
+from pitr_pipelines.restore.plan_text import stop_text
 from pitr_pipelines.restore.recover import Recovered, recover
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.settings import Settings
@@ -118,7 +120,7 @@ class _Restore:
         done = RestoreReport(
             database=plan.database,
             target=str(plan.target),
-            stop=_stop(plan),
+            stop=stop_text(plan.stop, ZoneInfo("UTC")),
             directory=destination.directory,
             data_directory=destination.data_directory,
             port=destination.port,
@@ -210,18 +212,14 @@ class _Restore:
         return shlex.join(command)
 
 
-def _stop(plan: Plan) -> str:
-    if isinstance(plan.stop, StopAtTime):
-        return f"after the last commit at or before {plan.stop.moment.astimezone(UTC).isoformat(sep=' ')}"
-    return f"at the end of the WAL, because {plan.stop.why}"
-
-
 def _checks(plan: Plan, recovered: Recovered) -> Iterator[str]:
-    if recovered.stopped_before is not None:
+    if isinstance(plan.stop, StopAtTime) and recovered.stopped_before is not None:
         yield (
             f"recovery stopped before the first transaction after the target, of "
             f"{recovered.stopped_before.isoformat(sep=' ')}"
         )
+    elif recovered.stopped is not None:
+        yield f"PostgreSQL's log says: {recovered.stopped}"
     else:
         yield f"all WAL to the end of {plan.segments[-1].name} was replayed"
     yield "the cluster shut down cleanly, and all of it is on disk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -10,11 +11,14 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.defs.build import build_definitions
-from pitr_pipelines.defs.restore_job import choose_target
+from pitr_pipelines.defs.restore_job import check_hour, choose_target
 from pitr_pipelines.errors import BadRequest
-from pitr_pipelines.restore.target import HourTarget, TimeTarget
+from pitr_pipelines.restore.stop import StopAtXid
+from pitr_pipelines.restore.target import HourTarget, LsnTarget, NameTarget, TimeTarget, XidTarget
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines_tests.restore.scenes import MOMENT, plan_by_hand
 
 HOUR = Hour.parse("2026-03-10-13")
 NOW = datetime(2026, 3, 10, 15, 20, tzinfo=UTC)
@@ -108,7 +112,35 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
 
     assert config == {
         "ops": {
-            "plan_restore": {"config": {"database": "order-db", "target_time": None}},
+            "plan_restore": {
+                "config": {
+                    "database": "order-db",
+                    "target_time": None,
+                    "target_lsn": None,
+                    "target_name": None,
+                    "target_xid": None,
+                    "exclusive": False,
+                }
+            },
             "run_restore": {"config": {"directory": None, "port": None, "keep_running": True}},
         }
     }
+
+
+def test_other_targets_than_times_can_be_given() -> None:
+    lsn = choose_target(HOUR, None, UTC_ZONE, NOW, lsn="0/3000028", exclusive=True)
+    assert lsn == LsnTarget(Lsn(0x3000028), inclusive=False)
+    assert choose_target(HOUR, None, UTC_ZONE, NOW, name="deploy") == NameTarget("deploy")
+    assert choose_target(HOUR, None, UTC_ZONE, NOW, xid=740) == XidTarget(740)
+    with pytest.raises(BadRequest, match="several targets are given: a time, an xid"):
+        choose_target(HOUR, "2026-03-10 13:20", UTC_ZONE, NOW, xid=740)
+    with pytest.raises(BadRequest, match="exclusive does not go with the end of an hour"):
+        choose_target(HOUR, None, UTC_ZONE, NOW, exclusive=True)
+
+
+def test_a_transaction_of_another_hour_is_refused() -> None:
+    plan = replace(plan_by_hand(target=XidTarget(740)), stop=StopAtXid(740, True, True, MOMENT))
+    check_hour(plan, Hour.containing(MOMENT), UTC_ZONE)
+    with pytest.raises(BadRequest, match="the transaction 740 is not in the chosen hour") as caught:
+        check_hour(plan, Hour.containing(MOMENT).preceding(), UTC_ZONE)
+    assert "2026-01-29-14" in caught.value.remedy

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pitr_pipelines.catalog.inventory import Inventory, read_inventory
 from pitr_pipelines.catalog.records import BaseRecord, BundleState
 from pitr_pipelines.errors import NotRestorable
+from pitr_pipelines.postgres.wal_inspect import TransactionEnd
 from pitr_pipelines.restore.plan import (
     NotCovered,
     Plan,
@@ -62,6 +63,17 @@ class FakeProbe:
 
     def last_transaction(self, previous: WalSegment | None, segment: WalSegment) -> datetime | None:
         return max(self.commits.get(segment.name, ()), default=None)
+
+    def transaction_end(
+        self, previous: WalSegment | None, segment: WalSegment, xid: int
+    ) -> TransactionEnd | None:
+        raise AssertionError("no transaction was asked for")
+
+    def restore_point(self, previous: WalSegment | None, segment: WalSegment, name: str) -> Lsn | None:
+        raise AssertionError("no restore point was asked for")
+
+    def record_from(self, previous: WalSegment | None, segment: WalSegment, lsn: Lsn) -> Lsn | None:
+        raise AssertionError("no LSN was asked for")
 
 
 @dataclass

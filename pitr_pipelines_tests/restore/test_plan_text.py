@@ -7,12 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+import pytest
+
 from pitr_pipelines.restore.plan import Plan, StopAtEnd, StopAtTime
-from pitr_pipelines.restore.plan_text import plan_json, plan_lines
+from pitr_pipelines.restore.plan_text import plan_json, plan_lines, stop_text
+from pitr_pipelines.restore.stop import Stop, StopAtConsistency, StopAtLsn, StopAtXid
 from pitr_pipelines.restore.target import HourTarget, LatestTarget, TimeTarget
 from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment
 from pitr_pipelines.wal.archive import ArchivedFile
-from pitr_pipelines.wal.lsn import WalFileKind
+from pitr_pipelines.wal.lsn import Lsn, WalFileKind
 from pitr_pipelines.wal.timelines import TimelineHistory
 from pitr_pipelines_tests.wal_files import DAY, at, base_record, bundle_record, hour_of, segment
 
@@ -65,7 +68,7 @@ def test_a_plan_to_the_end_says_why() -> None:
 def test_as_json_it_says_the_same() -> None:
     shown = json.loads(json.dumps(plan_json(PLAN)))
     assert shown["target"] == "2026-01-29T04:05:00+00:00"
-    assert shown["stop"] == {"at": "time", "moment": "2026-01-29T04:05:00+00:00"}
+    assert shown["stop"] == {"at": "time", "moment": "2026-01-29T04:05:00+00:00", "inclusive": True}
     assert [one["from"] for one in shown["segments"]] == [
         "base 2026-01-29",
         "bundle 2026-01-29-03",
@@ -76,3 +79,40 @@ def test_as_json_it_says_the_same() -> None:
     to_end = plan_json(replace(PLAN, target=LatestTarget(), stop=StopAtEnd("so")))
     assert (to_end["target"], to_end["stop"]) == (None, {"at": "end", "why": "so"})
     assert plan_json(replace(PLAN, target=HourTarget(hour_of(3))))["target"] == "2026-01-29T04:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "kind"),
+    [
+        (
+            StopAtTime(at(4), inclusive=False),
+            "after the last commit before 2026-01-29 04:00:00+00:00",
+            "time",
+        ),
+        (StopAtLsn(Lsn(0x3000028)), "after the first record that begins at 0/3000028 or later", "lsn"),
+        (
+            StopAtLsn(Lsn(0x3000028), False),
+            "before the first record that begins at 0/3000028 or later",
+            "lsn",
+        ),
+        (
+            StopAtLsn(Lsn(0x3000028), restore_point="deploy"),
+            "after the restore point 'deploy', recorded at 0/3000028",
+            "restore_point",
+        ),
+        (
+            StopAtXid(740, True, True, at(4)),
+            "after the commit of transaction 740, at 2026-01-29 04:00:00+00:00",
+            "xid",
+        ),
+        (
+            StopAtXid(740, False, False, at(4)),
+            "before the rollback of transaction 740, at 2026-01-29 04:00:00+00:00",
+            "xid",
+        ),
+        (StopAtConsistency(), "as soon as the base backup is consistent", "consistency"),
+    ],
+)
+def test_every_stop_is_said_in_words_and_in_json(stop: Stop, text: str, kind: str) -> None:
+    assert stop_text(stop, ZoneInfo("UTC")) == text
+    assert plan_json(replace(PLAN, stop=stop))["stop"]["at"] == kind

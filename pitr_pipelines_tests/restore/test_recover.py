@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,12 +23,15 @@ from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress
 from pitr_pipelines.restore import recover
+from pitr_pipelines.restore.configure import RECOVERY_TARGETS
 from pitr_pipelines.restore.destination import Destination
 from pitr_pipelines.restore.plan import Plan, StopAtEnd, StopAtTime
 from pitr_pipelines.restore.recover import recovery_options
 from pitr_pipelines.restore.restore import restore
+from pitr_pipelines.restore.stop import Stop, StopAtConsistency, StopAtLsn, StopAtXid
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines.restore.wal_source import InArchive
+from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines_tests.restore.scenes import (
     MOMENT,
     Scene,
@@ -454,3 +458,39 @@ def test_the_server_that_replays_is_cut_off(tmp_path: Path) -> None:
     at_end = recovery_options(end, Destination(tmp_path, 5555, True), tmp_path, capacity=7)
     assert at_end["recovery_target_time"] == ""
     assert MOMENT.isoformat() not in str(at_end)
+
+
+@pytest.mark.parametrize(
+    ("stop", "name", "value", "inclusive"),
+    [
+        (StopAtTime(MOMENT, inclusive=False), "recovery_target_time", "2026-01-29 14:30:00.000000+00", "off"),
+        (StopAtLsn(Lsn(0x3000028)), "recovery_target_lsn", "0/3000028", "on"),
+        (StopAtLsn(Lsn(0x3000028), inclusive=False), "recovery_target_lsn", "0/3000028", "off"),
+        (StopAtXid(740, False, True, MOMENT), "recovery_target_xid", "740", "off"),
+        (StopAtConsistency(), "recovery_target", "immediate", "on"),
+    ],
+)
+def test_the_target_is_the_last_setting(
+    tmp_path: Path, stop: Stop, name: str, value: str, inclusive: str
+) -> None:
+    plan = replace(plan_by_hand(), stop=stop)
+    options = recovery_options(plan, Destination(tmp_path, 5555, True), tmp_path, capacity=7)
+    assert list(options)[-1] == name
+    assert options[name] == value
+    assert options["recovery_target_inclusive"] == inclusive
+    others = [other for other in options if other in RECOVERY_TARGETS and other != name]
+    assert len(others) == 4
+    assert not any(options[other] for other in others)
+
+
+def test_a_stop_in_the_wrong_place_fails(scene: Scene) -> None:
+    """A transaction is stopped at, but it is not the restore point that the plan names."""
+    scene.insert(1)
+    scene.switch()
+    plan = scene.plan(LatestTarget())
+    wrong = replace(plan, stop=StopAtLsn(Lsn(plan.base.end_lsn + 1), restore_point="nowhere"))
+    destination = scene.destination(wrong)
+    with pytest.raises(RecoveryFailed, match="not at the restore point"):
+        restore(scene.settings, wrong, destination)
+    assert destination.marker.exists()
+    assert scene.restored_cluster(destination).pid() is None

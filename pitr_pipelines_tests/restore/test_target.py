@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -12,13 +13,19 @@ from hypothesis import strategies as st
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.target import (
     HourTarget,
+    ImmediateTarget,
     LatestTarget,
+    LsnTarget,
+    NameTarget,
+    Target,
     TimeTarget,
+    XidTarget,
     parse_moment,
     parse_target,
     show_moment,
 )
 from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.lsn import Lsn
 
 PARIS = ZoneInfo("Europe/Paris")
 UTC_ZONE = ZoneInfo("UTC")
@@ -114,3 +121,61 @@ def test_exactly_one_target_is_asked_for() -> None:
         parse_target(PARIS, hour="2026-01-29-14", latest=True)
     with pytest.raises(BadRequest, match="'2026-01-29' is not an hour"):
         parse_target(PARIS, hour="2026-01-29")
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "shown"),
+    [
+        ({"lsn": "0/3000028"}, LsnTarget(Lsn(0x3000028)), "the LSN 0/3000028"),
+        (
+            {"lsn": "1/a", "exclusive": True},
+            LsnTarget(Lsn(0x1_0000_000A), inclusive=False),
+            "the LSN 1/A, exclusive",
+        ),
+        ({"name": "before deploy"}, NameTarget("before deploy"), "the restore point 'before deploy'"),
+        ({"xid": "740"}, XidTarget(740), "the transaction 740"),
+        (
+            {"xid": "740", "exclusive": True},
+            XidTarget(740, inclusive=False),
+            "the transaction 740, exclusive",
+        ),
+        # With the epoch, as pg_current_xact_id() shows it.
+        ({"xid": str((1 << 32) + 740)}, XidTarget(740), "the transaction 740"),
+        ({"immediate": True}, ImmediateTarget(), "the end of the newest base backup"),
+        (
+            {"immediate": True, "base": "2026-01-29"},
+            ImmediateTarget(date(2026, 1, 29)),
+            "the end of the base backup of 2026-01-29",
+        ),
+        (
+            {"time": "2026-01-29 14:30:00Z", "exclusive": True},
+            TimeTarget(datetime(2026, 1, 29, 14, 30, tzinfo=UTC), inclusive=False),
+            "the time 2026-01-29 14:30:00+00:00, exclusive",
+        ),
+    ],
+)
+def test_every_kind_of_target_is_read_and_shown(words: dict[str, Any], target: Target, shown: str) -> None:
+    assert parse_target(UTC_ZONE, **words) == target
+    assert str(target) == shown
+
+
+@pytest.mark.parametrize(
+    ("words", "refusal"),
+    [
+        ({"lsn": "0/3000028", "xid": "5"}, "several targets are given: an LSN, an xid"),
+        ({"lsn": "3000028"}, "'3000028' is not an LSN"),
+        ({"xid": "0x12"}, "'0x12' is not a transaction id"),
+        ({"xid": "2"}, "'2' is not a transaction id"),
+        ({"xid": "-5"}, "'-5' is not a transaction id"),
+        ({"immediate": True, "base": "yesterday"}, "'yesterday' is not a day"),
+        ({"latest": True, "base": "2026-01-29"}, "a base backup is chosen, but the target is latest"),
+        ({"latest": True, "exclusive": True}, "exclusive does not go with latest"),
+        ({"name": "deploy", "exclusive": True}, "exclusive does not go with a restore point's name"),
+        ({"immediate": True, "exclusive": True}, "exclusive does not go with immediate"),
+        ({"hour": "2026-01-29-14", "exclusive": True}, "exclusive does not go with an hour"),
+    ],
+)
+def test_a_target_that_makes_no_sense_is_refused(words: dict[str, Any], refusal: str) -> None:
+    with pytest.raises(BadRequest, match=refusal) as caught:
+        parse_target(UTC_ZONE, **words)
+    assert caught.value.remedy
