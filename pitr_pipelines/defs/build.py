@@ -11,6 +11,12 @@ from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
 from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.restore_drill import (
+    build_drill_check,
+    build_drill_jobs,
+    build_drill_schedules,
+    build_restore_drill,
+)
 from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
 from pitr_pipelines.defs.schedules import build_schedules
@@ -34,13 +40,19 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             build_base_backup(settings, database, partitions),
             build_wal_bundle(settings, database, partitions),
             restored_cluster(settings, database, partitions),
+            build_restore_drill(settings, database, partitions),
         ]
     assets.append(build_restore_points(settings))
     jobs = build_jobs(settings)
+    drill_jobs = build_drill_jobs(settings)
     return dg.Definitions(
         assets=assets,
-        jobs=[*jobs.all(), build_restore_job(settings, partitions)],
-        schedules=build_schedules(settings, jobs),
+        asset_checks=[build_drill_check(settings, name) for name in settings.databases],
+        jobs=[*jobs.all(), *drill_jobs, build_restore_job(settings, partitions)],
+        schedules=[
+            *build_schedules(settings, jobs),
+            *build_drill_schedules(settings, partitions, drill_jobs),
+        ],
         sensors=[
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
