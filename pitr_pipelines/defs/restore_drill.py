@@ -46,7 +46,7 @@ def build_restore_drill(settings: Settings, database: str, partitions: Partition
         partitions_def=partitions.weeks,
         # Which base and which bundles a drill takes is the moment's affair, not the partition's.
         deps=[
-            dg.AssetDep(asset_key(database, asset), partition_mapping=dg.AllPartitionMapping())
+            dg.AssetDep(asset_key(database, asset), partition_mapping=dg.LastPartitionMapping())
             for asset in (BASE_BACKUP, WAL_BUNDLE)
         ],
         kinds={"postgres"},

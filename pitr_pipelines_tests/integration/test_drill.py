@@ -13,11 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pytest
 
 from pitr_pipelines.catalog.drills import DrillOutcome, DrillReport, drill_history, last_good_drill
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.status import read_status
+from pitr_pipelines.defs.build import build_definitions
+from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.errors import ArtifactBusy, DrillFailed, NotRestorable
 from pitr_pipelines.postgres.account import run
 from pitr_pipelines.postgres.base_backup import take_base_backup
@@ -287,6 +290,36 @@ def test_a_moment_that_cannot_be_expected_is_refused_and_leaves_no_record(
         with pytest.raises(NotRestorable):
             run_drill(settings, "order-db", target=TimeTarget(moment))
     assert recorded(settings) == []
+
+
+def test_in_dagster_a_drill_shows_its_recovery_time_and_one_that_fails_says_why(
+    server: TestServer, pitr_settings: SettingsMaker
+) -> None:
+    settings = settings_for(pitr_settings, server, {"query": ORDERS})
+    back_up(server, settings)
+    week = Partitions.week_of(now())
+    with dg.DagsterInstance.ephemeral() as instance:
+        drills = build_definitions(settings).resolve_job_def("weekly_drills")
+        assert drills.execute_in_process(instance=instance, partition_key=week).success
+        event = instance.get_latest_materialization_event(dg.AssetKey(["order_db", "restore_drill"]))
+        assert event is not None
+        assert event.asset_materialization is not None
+        assert event.asset_materialization.partition == week
+        metadata = event.asset_materialization.metadata
+        (report,) = recorded(settings)
+        assert metadata["recovery_time_s"].value == report.seconds.recovery_time
+        ages = build_definitions(settings).resolve_job_def("drill_ages").execute_in_process(instance=instance)
+        assert [check.passed for check in ages.get_asset_check_evaluations()] == [True]
+
+        settings = settings_for(pitr_settings, server, {"query": "SELECT false"})
+        drills = build_definitions(settings).resolve_job_def("weekly_drills")
+        failed = drills.execute_in_process(instance=instance, partition_key=week, raise_on_error=False)
+        assert not failed.success
+        (failure,) = [event.step_failure_data for event in failed.all_events if event.is_step_failure]
+        assert failure.user_failure_data is not None
+        assert "it gave f instead of true" in str(failure.user_failure_data.description)
+        assert failure.user_failure_data.metadata["outcome"].value == "failed"
+        assert [drill.outcome for drill in recorded(settings)] == [DrillOutcome.FAILED, DrillOutcome.PASSED]
 
 
 class Terminal:
