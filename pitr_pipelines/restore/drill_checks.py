@@ -23,6 +23,9 @@ from pitr_pipelines.settings import DrillCheck
 AMCHECK = "pg_amcheck"
 
 _SHOWN_LINES = 20
+# What a client asks for beats what the source's configuration, databases and roles have: a time limit
+# meant for its applications, or read-only transactions, in which no extension can be created.
+_UNHINDERED = "-c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
 _BOOLEAN_OID = 16
 _BOOLEANS = {b"t": True, b"f": False}
 
@@ -54,7 +57,8 @@ def run_amcheck(copy: Copy, binaries: Binaries, account: Account) -> CheckResult
     began = time.monotonic()
     argv: list[str | Path] = [binaries.program(AMCHECK), "--all", "--heapallindexed", "--install-missing"]
     argv += ["--host", copy.sockets, "--port", str(copy.port), "--username", copy.superuser, "--no-password"]
-    done = run(account, argv)
+    options = _UNHINDERED + (" -c transaction_timeout=0" if binaries.major >= 17 else "")
+    done = run(account, argv, env={"PGOPTIONS": options})
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     problem = None
     if done.returncode != 0:

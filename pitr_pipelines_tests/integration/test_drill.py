@@ -275,6 +275,18 @@ def flip_in_last_tuple(path: Path) -> None:
     path.write_bytes(content)
 
 
+def test_limits_that_the_source_sets_for_its_applications_do_not_hinder_a_drill(
+    server: TestServer, pitr_settings: SettingsMaker
+) -> None:
+    settings = settings_for(pitr_settings, server, {"query": "SELECT count(pg_sleep(0.1)) > 0"})
+    with server.connect() as connection:
+        connection.execute("ALTER ROLE postgres SET default_transaction_read_only = on")
+        connection.execute("ALTER ROLE postgres SET statement_timeout = '1ms'")
+    take_base_backup(settings, "order-db")
+    make_bundle(settings, "order-db", Hour.containing(now()))
+    assert run_drill(settings, "order-db").problems == ()
+
+
 def test_without_a_base_backup_a_drill_fails(server: TestServer, pitr_settings: SettingsMaker) -> None:
     report = failing(settings_for(pitr_settings, server))
     assert "nothing of order-db can be restored" in report.problems[0]
