@@ -3,8 +3,8 @@
 Thin: each command reads its words, calls the core, and shows the outcome. Exit codes: 0 all done;
 1 something is wrong (verify, check); 2 bad settings or request; 3 server or its programs out of
 reach; 4 server not ready; 5 artifact damaged; 6 target not restorable; 7 directory or port taken;
-8 recovery failed; 9 somebody else is at it. With several databases the first failure counts, and
-the others are done all the same.
+8 recovery failed; 9 somebody else is at it; 10 a drill failed. With several
+databases the first failure counts, and the others are done all the same.
 """
 
 from __future__ import annotations
@@ -298,6 +298,45 @@ def restore(
         _print_json(done.model_dump(mode="json"))
     else:
         click.echo("\n".join(done.lines(settings.zone)))
+
+
+@main.command()
+@_DATABASES
+@click.option("--at", "at", help="The moment to restore, written as for `restore`. Default: a random one.")
+@click.option("--seed", type=int, help="Draw the random moment with this, as recorded by an earlier drill.")
+@_JSON
+@click.pass_context
+def drill(
+    ctx: click.Context, databases: tuple[str, ...], at: str | None, seed: int | None, as_json: bool
+) -> None:
+    """Prove that the databases (default: all) can be restored: restore a moment of each into scratch
+    space, check and measure it, and throw it away. Exit 10 if one fails."""
+    from pitr_pipelines.restore.drill import run_drill
+    from pitr_pipelines.restore.target import TimeTarget, parse_moment
+
+    settings = _settings(ctx)
+    if at is not None and seed is not None:
+        raise BadRequest("--at and --seed are both given", remedy="Give one of them.")
+    target = TimeTarget(parse_moment(at, settings.zone)) if at is not None else None
+    results: dict[str, object] = {}
+
+    def carry_out(name: str) -> None:
+        try:
+            with progress_report(name) as report:
+                done = run_drill(settings, name, target=target, seed=seed, report=report)
+        except PitrError as error:
+            results[name] = error_json(error)
+            raise
+        results[name] = done.model_dump(mode="json")
+        if not as_json:
+            click.echo("\n".join(done.lines(settings.zone)))
+        done.raise_if_failed()
+
+    try:
+        _for_each(ctx, _chosen(settings, databases), carry_out)
+    finally:
+        if as_json:
+            _print_json(results)
 
 
 @main.command()

@@ -97,6 +97,12 @@ class RecoveryFailed(PitrError):
     exit_code = 8
 
 
+class DrillFailed(PitrError):
+    """A drill found that a restore does not give what it should. Its record says what."""
+
+    exit_code = 10
+
+
 class StorageFailed(PitrError):
     """A file or directory could not be read or written."""
 

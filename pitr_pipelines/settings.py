@@ -15,7 +15,18 @@ from urllib.parse import unquote
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from pitr_pipelines.errors import BadRequest, SettingsError
 
@@ -52,13 +63,34 @@ def _without_password(dsn: str) -> str:
     return dsn
 
 
+def _one_query(query: str) -> str:
+    if not query.strip():
+        raise ValueError(
+            "is empty; write a query that gives one value, such as select count(*) > 0 from orders"
+        )
+    return query.strip()
+
+
 TimeZone = Annotated[str, AfterValidator(_time_zone)]
 Cron = Annotated[str, AfterValidator(_cron)]
 Dsn = Annotated[str, AfterValidator(_without_password)]
+Query = Annotated[str, AfterValidator(_one_query)]
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DrillCheck(_Model):
+    """A query that a restored copy must answer with one value: `expect`."""
+
+    query: Query = Field(description="SQL that gives one row of one column; it runs read-only")
+    expect: StrictBool | StrictInt | StrictFloat | StrictStr = Field(
+        default=True, description="true, false, a number, or text as psql would show the value"
+    )
+    dbname: str | None = Field(
+        default=None, min_length=1, description="the database to ask; default: the dsn's"
+    )
 
 
 class DatabaseSettings(_Model):
@@ -80,6 +112,9 @@ class DatabaseSettings(_Model):
     )
     archive_timeout_s: int = Field(
         default=60, ge=0, le=86400, description="archive_timeout that init-db sets, in seconds"
+    )
+    drill_checks: tuple[DrillCheck, ...] = Field(
+        default=(), description="what a drill asks the restored copy"
     )
 
 
@@ -117,6 +152,19 @@ class BundleSettings(_Model):
     )
 
 
+class DrillSettings(_Model):
+    """How restores are tried out, and how often."""
+
+    schedule: Cron = "0 5 * * 0"
+    max_age_days: float = Field(
+        default=8, gt=0, description="a last good drill older than this fails the asset check"
+    )
+    amcheck: bool = Field(default=True, description="run pg_amcheck over every database of the copy")
+    check_timeout_s: float = Field(
+        default=600.0, gt=0, le=86400, description="how long one of the drill_checks may take"
+    )
+
+
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
@@ -130,6 +178,7 @@ class Settings(_Model):
     schedules: Schedules = Schedules()
     base_backup: BaseBackupSettings = BaseBackupSettings()
     bundle: BundleSettings = BundleSettings()
+    drills: DrillSettings = DrillSettings()
     binaries: dict[int, Path] = Field(
         default_factory=dict,
         description="PostgreSQL's bin directory for a major version: {17: /opt/pg17/bin}",

@@ -83,6 +83,14 @@ def status_lines(statuses: Iterable[DatabaseStatus], zone: ZoneInfo, now: dateti
                 f"  archive      up to {held.last_segment}, {_ago(held.closed_at, now)}; "
                 f"{held.files} raw files, {show_bytes(held.size_bytes)}"
             )
+        drills = status.drills
+        if drills.last_at is not None:
+            good = (
+                f"passed {_ago(drills.last_good_at, now)}" if drills.last_good_at else "none has passed yet"
+            )
+            yield f"  last drill   {good}"
+            if drills.last_at != drills.last_good_at:
+                yield click.style(f"  DRILL FAILED {_ago(drills.last_at, now)}: see drills/", fg="red")
         for gap in status.gaps:
             span = str(gap.first) if gap.first == gap.last else f"{gap.first} to {gap.last}"
             yield click.style(

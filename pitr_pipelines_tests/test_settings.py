@@ -255,3 +255,43 @@ def test_reading_touches_nothing_but_the_file(tmp_path: Path) -> None:
     path = write(tmp_path, yaml.safe_dump({**MINIMAL, "backup_root": "backup", "restore_root": "restore"}))
     load_settings(path)
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_drills_and_their_checks_have_the_documented_defaults() -> None:
+    drills = parse().drills
+    assert (drills.schedule, drills.max_age_days, drills.amcheck) == ("0 5 * * 0", 8, True)
+    (check,) = (
+        parse_database(drill_checks=[{"query": " select count(*) > 0 from orders "}])
+        .database("order-db")
+        .drill_checks
+    )
+    assert (check.query, check.expect, check.dbname) == ("select count(*) > 0 from orders", True, None)
+
+
+@pytest.mark.parametrize("expect", [True, False, 7, 0.5, "text", "true"])
+def test_what_a_drill_expects_keeps_its_type(expect: object) -> None:
+    settings = parse_database(drill_checks=[{"query": "select 1", "expect": expect}])
+    found = settings.database("order-db").drill_checks[0].expect
+    assert (type(found), found) == (type(expect), expect)
+
+
+@pytest.mark.parametrize(
+    ("check", "key"),
+    [
+        ({"query": " "}, "drill_checks.0.query"),
+        ({"expect": True}, "drill_checks.0.query"),
+        ({"query": "select 1", "expect": None}, "drill_checks.0.expect"),
+        ({"query": "select 1", "expect": [1]}, "drill_checks.0.expect"),
+        ({"query": "select 1", "dbname": ""}, "drill_checks.0.dbname"),
+        ({"query": "select 1", "expects": 1}, "drill_checks.0.expects"),
+    ],
+)
+def test_a_check_of_drills_that_makes_no_sense_is_named(check: dict[str, object], key: str) -> None:
+    with pytest.raises(SettingsError, match=key):
+        parse_database(drill_checks=[check])
+
+
+@pytest.mark.parametrize("drills", [{"schedule": "weekly"}, {"max_age_days": 0}, {"check_timeout_s": 0}])
+def test_drills_that_make_no_sense_are_refused(drills: dict[str, object]) -> None:
+    with pytest.raises(SettingsError, match=f"drills.{next(iter(drills))}"):
+        parse(drills=drills)

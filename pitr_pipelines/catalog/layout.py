@@ -51,6 +51,12 @@ class Layout:
     def bundle_lock(self, database: str) -> Path:
         return self.bundles(database) / ".lock"
 
+    def drills(self, database: str) -> Path:
+        return self.root / "drills" / database
+
+    def drill_lock(self, database: str) -> Path:
+        return self.drills(database) / ".lock"
+
     @property
     def manifest(self) -> Path:
         return self.root / "manifests" / "restore-points.json"

@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from pitr_pipelines.catalog.coverage import Gap, Window
+from pitr_pipelines.catalog.drills import DrillOutcome, drill_history
 from pitr_pipelines.catalog.inventory import Inventory, read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BundleState, Moment
@@ -51,6 +52,14 @@ class ArchiveStatus(_Part):
     size_bytes: int
 
 
+class DrillStatus(_Part):
+    """The newest drill, and the newest that passed."""
+
+    last_at: Moment | None = None
+    last_outcome: DrillOutcome | None = None
+    last_good_at: Moment | None = None
+
+
 class DatabaseStatus(_Part):
     """One database, as its storage shows it."""
 
@@ -62,6 +71,7 @@ class DatabaseStatus(_Part):
     last_bundle: Hour | None
     last_bundle_state: BundleState | None
     archive: ArchiveStatus
+    drills: DrillStatus
     problems: tuple[str, ...]
 
 
@@ -69,13 +79,13 @@ def read_status(settings: Settings, databases: Iterable[str], *, now: datetime) 
     """Return how each of `databases` stands at `now`. Raises BadRequest for an unknown name."""
     layout = Layout(settings.backup_root)
     return [
-        describe(read_inventory(layout, name), now=now)
+        describe(read_inventory(layout, name), now=now, drills=_drills(layout, name))
         for name in databases
         if settings.database(name) is not None
     ]
 
 
-def describe(inventory: Inventory, *, now: datetime) -> DatabaseStatus:
+def describe(inventory: Inventory, *, now: datetime, drills: DrillStatus | None = None) -> DatabaseStatus:
     """Return how one database stands at `now`."""
     windows, gaps = inventory.windows()
     base = inventory.bases[-1] if inventory.bases else None
@@ -89,6 +99,7 @@ def describe(inventory: Inventory, *, now: datetime) -> DatabaseStatus:
         last_bundle=bundle.hour if bundle else None,
         last_bundle_state=bundle.state if bundle else None,
         archive=_archive(inventory, now),
+        drills=drills or DrillStatus(),
         problems=inventory.problems,
     )
 
@@ -96,6 +107,20 @@ def describe(inventory: Inventory, *, now: datetime) -> DatabaseStatus:
 def status_json(statuses: Iterable[DatabaseStatus]) -> dict[str, Any]:
     """Return statuses as JSON values, by database."""
     return {status.database: status.model_dump(mode="json", exclude={"database"}) for status in statuses}
+
+
+def _drills(layout: Layout, database: str) -> DrillStatus:
+    newest = good = None
+    for report in drill_history(layout, database):
+        newest = newest or report
+        if report.outcome is DrillOutcome.PASSED:
+            good = report
+            break
+    return DrillStatus(
+        last_at=newest.finished_at if newest else None,
+        last_outcome=newest.outcome if newest else None,
+        last_good_at=good.finished_at if good else None,
+    )
 
 
 def _archive(inventory: Inventory, now: datetime) -> ArchiveStatus:

@@ -12,6 +12,12 @@ from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
 from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.restore_drill import (
+    build_drill_check,
+    build_drill_jobs,
+    build_drill_schedules,
+    build_restore_drill,
+)
 from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
 from pitr_pipelines.defs.schedules import build_schedules
@@ -35,16 +41,23 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             build_base_backup(settings, database, partitions),
             build_wal_bundle(settings, database, partitions),
             restored_cluster(settings, database, partitions),
+            build_restore_drill(settings, database, partitions),
         ]
     assets.append(build_restore_points(settings))
     jobs = build_jobs(settings)
     checks = build_checks(settings)
     check_job = build_check_job(checks)
+    drill_checks = [build_drill_check(settings, name) for name in settings.databases]
+    drill_jobs = build_drill_jobs(settings)
     return dg.Definitions(
         assets=assets,
-        asset_checks=checks,
-        jobs=[*jobs.all(), check_job, build_restore_job(settings, partitions)],
-        schedules=[*build_schedules(settings, jobs), build_check_schedule(settings, check_job)],
+        asset_checks=[*checks, *drill_checks],
+        jobs=[*jobs.all(), check_job, *drill_jobs, build_restore_job(settings, partitions)],
+        schedules=[
+            *build_schedules(settings, jobs),
+            build_check_schedule(settings, check_job),
+            *build_drill_schedules(settings, partitions, drill_jobs),
+        ],
         sensors=[
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),

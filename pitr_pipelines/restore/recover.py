@@ -86,7 +86,7 @@ def recover(
         (data_directory / name).unlink(missing_ok=True)
     ConfFile(data_directory / _ACCESS_FILE, cluster.account).write("local all all trust\n")
     ConfFile(data_directory / _RECOVERY_SIGNAL, cluster.account).write("")
-    with _private_directory(destination, cluster) as sockets:
+    with private_directory(destination, cluster) as sockets:
         options = recovery_options(plan, destination, sockets, capacity=_prepared_transactions(cluster))
         log = RecoveryLog.at_end_of(destination.log_file)
         total = _count_staged(destination)
@@ -310,7 +310,7 @@ def _count_staged(destination: Destination) -> int:
 
 
 @contextmanager
-def _private_directory(destination: Destination, cluster: Cluster) -> Iterator[Path]:
+def private_directory(destination: Destination, cluster: Cluster) -> Iterator[Path]:
     """Give a directory for the recovering server's socket that only its own user can enter."""
     if fits_a_socket(destination.run, destination.port):
         yield destination.run

@@ -64,7 +64,7 @@ def restore(
     with _in_sentences(destination):
         claim(destination, plan, account)
     try:
-        with _terminable(), _in_sentences(destination):
+        with terminable(), _in_sentences(destination):
             work = _Restore(settings, plan, destination, binaries, report, log)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
@@ -238,7 +238,7 @@ def _in_sentences(destination: Destination) -> Iterator[None]:
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
+def terminable() -> Iterator[None]:
     """Let SIGTERM end us as Ctrl-C does, so that a server started here is ended too."""
     if (
         threading.current_thread() is not threading.main_thread()

@@ -17,7 +17,7 @@ from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines_tests.defs.storage import make_settings
 
-ASSETS = {"wal_archive", "base_backup", "wal_bundle", "restored_cluster"}
+ASSETS = {"wal_archive", "base_backup", "wal_bundle", "restored_cluster", "restore_drill"}
 
 
 def _names(count: int) -> list[str]:
@@ -30,7 +30,7 @@ def test_every_database_has_its_own_assets_in_its_own_group(tmp_path: Path, coun
 
     graph = build_definitions(settings).resolve_asset_graph()
 
-    assert len(graph.get_all_asset_keys()) == 4 * count + 1
+    assert len(graph.get_all_asset_keys()) == len(ASSETS) * count + 1
     for number in range(count):
         group = f"db_{number}"
         for asset in ASSETS:
@@ -90,6 +90,7 @@ def test_no_job_lets_dagster_retry_a_run(settings: Settings) -> None:
         "refresh_restore_points",
         "restore",
         "check_artifacts",
+        "weekly_drills",
     ):
         assert repository.get_job(name).run_tags["dagster/max_retries"] == "0"
 
@@ -101,6 +102,8 @@ def test_schedules_and_sensors_are_on(settings: Settings) -> None:
         "base_backup_schedule",
         "bundle_schedule",
         "check_schedule",
+        "drill_schedule",
+        "drill_age_schedule",
     }
     for schedule in repository.schedule_defs:
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING

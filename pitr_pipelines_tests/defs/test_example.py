@@ -13,6 +13,8 @@ from pitr_pipelines.settings import (
     BaseBackupSettings,
     BundleSettings,
     DatabaseSettings,
+    DrillCheck,
+    DrillSettings,
     Schedules,
     Settings,
     load_settings,
@@ -30,20 +32,33 @@ def test_it_is_what_dagster_loads_from_the_repository_root() -> None:
 
 @pytest.mark.parametrize(
     "model",
-    [Settings, DatabaseSettings, Schedules, BaseBackupSettings, BundleSettings],
+    [
+        Settings,
+        DatabaseSettings,
+        DrillCheck,
+        Schedules,
+        BaseBackupSettings,
+        BundleSettings,
+        DrillSettings,
+    ],
     ids=lambda m: m.__name__,
 )
 def test_it_shows_every_setting(model: type[Settings]) -> None:
-    keys = {line.lstrip(" #").partition(":")[0] for line in EXAMPLE.read_text().splitlines()}
+    keys = {line.lstrip(" #-").partition(":")[0] for line in EXAMPLE.read_text().splitlines()}
     assert set(model.model_fields) <= keys
 
 
 @pytest.mark.parametrize(
     ("section", "model"),
-    [("schedules", Schedules), ("base_backup", BaseBackupSettings), ("bundle", BundleSettings)],
+    [
+        ("schedules", Schedules),
+        ("base_backup", BaseBackupSettings),
+        ("bundle", BundleSettings),
+        ("drills", DrillSettings),
+    ],
 )
 def test_what_is_commented_out_is_the_default(
-    section: str, model: type[Schedules | BaseBackupSettings | BundleSettings]
+    section: str, model: type[Schedules | BaseBackupSettings | BundleSettings | DrillSettings]
 ) -> None:
     lines = iter(EXAMPLE.read_text().splitlines())
     assert f"# {section}:" in lines  # goes on after that line
