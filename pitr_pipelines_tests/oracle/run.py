@@ -31,6 +31,9 @@ _SEGMENT_SIZES_MB = (1, 1, 4, 16)
 _WHILE_STOPPED = 3
 """Of a round's targets, how many are restored with the source server stopped."""
 
+_PROVABLY_IDLE_S = 1.6
+"""How long nothing is committed at a round's end; more than `CLOCK_MARGIN`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Round:
@@ -111,7 +114,18 @@ def play(
                 check_restore(settings, DATABASE, TimeTarget(moment.at), truth.at(moment.at), seal=True)
         with checking("now, with the server answering"):
             check_restore(settings, DATABASE, TimeTarget(now), truth.all(), seal=True)
+        # The last commit lies in the very last segment, and what is idle after it is known to be so.
+        server.execute("INSERT INTO log (writer, thing, value) VALUES (-1, 1, 'last')")
+        truth = Truth.of(server)
+        time.sleep(_PROVABLY_IDLE_S)
         server.stop()
+        stopped = datetime.now(UTC)
+        with checking("a moment after the last segment, with the server stopped, is refused"):
+            reasons = ("known to be complete until", "could not be sealed")
+            check_refusal(settings, DATABASE, TimeTarget(stopped), *reasons, seal=True)
+        with checking("an idle moment in the last segment, with the server stopped"):
+            idle = truth.times[-1] + timedelta(seconds=pick.uniform(0.01, 0.3))
+            check_restore(settings, DATABASE, TimeTarget(idle), truth.all(), seal=False)
         for moment in moments[:_WHILE_STOPPED]:
             with checking(f"{moment}, with the server stopped"):
                 check_restore(settings, DATABASE, TimeTarget(moment.at), truth.at(moment.at), seal=True)

@@ -139,8 +139,10 @@ class Story:
             self.server.start()
 
     def promotion(self) -> None:
-        with self._event("a promotion"):
-            self.server.stop()
+        crashed = self.pick.random() < 0.5
+        with self._event(f"a promotion after a {'crash' if crashed else 'shutdown'}"):
+            # After a crash the timeline is left amid a segment.
+            self.server.cluster.stop("immediate" if crashed else "fast")
             (self.server.cluster.data_directory / "standby.signal").touch()
             self.server.start()
             self.server.execute("SELECT pg_promote()")

@@ -45,11 +45,8 @@ _DELETE: LiteralString = """
 WITH change AS (DELETE FROM things WHERE thing = %(thing)s RETURNING thing)
 INSERT INTO log (writer, thing, value) SELECT %(writer)s, thing, NULL FROM change
 """
-# Text that does not compress: it fills WAL.
-_FILL: LiteralString = """
-INSERT INTO ballast SELECT string_agg(md5(random()::text), '')
-  FROM generate_series(1, %(kilobytes)s) line, generate_series(1, 32) part GROUP BY line
-"""
+# Lines below two kilobytes are not compressed: each fills that much WAL.
+_FILL: LiteralString = "INSERT INTO ballast SELECT repeat('-', 1000) FROM generate_series(1, %(kilobytes)s)"
 
 
 @dataclass(frozen=True, slots=True, order=True)
