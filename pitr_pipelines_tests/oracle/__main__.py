@@ -34,6 +34,7 @@ def main() -> int:
     parser.add_argument("--major", type=int, action="append", choices=MAJORS, help="may be repeated; all")
     parser.add_argument("--events", type=int, default=20, help="events of a story (20)")
     parser.add_argument("--targets", type=int, default=40, help="targets of a round (40)")
+    parser.add_argument("--segment-size-mb", type=int, help="of WAL segments; by default drawn from the seed")
     asked = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("PG") or name == "PITR_CONFIG"]:
         del os.environ[name]
@@ -44,7 +45,13 @@ def main() -> int:
     try:
         templates = Templates(templates_directory, server_account(None))
         while time.monotonic() - begun < asked.minutes * 60 and rounds != asked.rounds:
-            number = Round(asked.seed + rounds, majors[rounds % len(majors)], asked.events, asked.targets)
+            number = Round(
+                asked.seed + rounds,
+                majors[rounds % len(majors)],
+                asked.events,
+                asked.targets,
+                asked.segment_size_mb,
+            )
             directory = make_reachable_directory()
             factory = ServerFactory(directory, templates)
             try:

@@ -6,8 +6,10 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+
+import psycopg
 
 from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
@@ -37,15 +39,30 @@ _PROVABLY_IDLE_S = 1.6
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """What a round is: all that is random in it is drawn from `seed`, except the writers' timing."""
+    """What a round is: all that is random in it is drawn from `seed`, except the writers' timing.
+
+    So is the size of a segment, where none is given.
+    """
 
     seed: int
     major: int
     events: int
     targets: int
+    segment_size_mb: int | None = None
 
     def __str__(self) -> str:
-        return f"seed {self.seed}, major {self.major}, {self.events} events, {self.targets} targets"
+        return (
+            f"seed {self.seed}, major {self.major}, {self.events} events, {self.targets} targets, "
+            f"segments of {self.segment_size_mb} MB"
+        )
+
+    @property
+    def again(self) -> str:
+        """The command that plays it again."""
+        return (
+            f"python -m pitr_pipelines_tests.oracle --rounds 1 --seed {self.seed} --major {self.major} "
+            f"--events {self.events} --targets {self.targets} --segment-size-mb {self.segment_size_mb}"
+        )
 
 
 def play(
@@ -56,10 +73,13 @@ def play(
     Raises OracleFailure, with what is needed to play it again, when anything differs.
     """
     pick = random.Random(asked.seed)
-    size = pick.choice(_SEGMENT_SIZES_MB)
-    server = factory(DATABASE, major=asked.major, wal_segment_size_mb=size, options=OPTIONS)
+    size_mb = pick.choice(_SEGMENT_SIZES_MB)
+    asked = replace(asked, segment_size_mb=asked.segment_size_mb or size_mb)
+    server = factory(
+        DATABASE, major=asked.major, wal_segment_size_mb=asked.segment_size_mb or size_mb, options=OPTIONS
+    )
     settings = make_settings(server, bundle={"keep_raw_hours": 0})
-    say(f"{asked}, segments of {size} MB")
+    say(str(asked))
     world = World(server, asked.seed)
     story = Story(server, settings, world, pick)
     checked = 0
@@ -70,12 +90,10 @@ def play(
         begun = time.monotonic()
         try:
             yield
-        except (AssertionError, PitrError, OSError) as error:
+        except (AssertionError, PitrError, OSError, psycopg.Error) as error:
             told = "\n  ".join(str(event) for event in story.events)
             raise OracleFailure(
-                f"{asked}, segments of {size} MB: {what}\n{error}\nwhat had happened:\n  {told}\n"
-                f"play it again: python -m pitr_pipelines_tests.oracle --rounds 1 --seed {asked.seed} "
-                f"--major {asked.major} --events {asked.events} --targets {asked.targets}"
+                f"{asked}: {what}\n{error}\nwhat had happened:\n  {told}\nplay it again: {asked.again}"
             ) from error
         checked += 1
         say(f"  {checked:3}  {time.monotonic() - begun:4.1f} s  {what}")
@@ -115,7 +133,7 @@ def play(
         with checking("now, with the server answering"):
             check_restore(settings, DATABASE, TimeTarget(now), truth.all(), seal=True)
         # The last commit lies in the very last segment, and what is idle after it is known to be so.
-        server.execute("INSERT INTO log (writer, thing, value) VALUES (-1, 1, 'last')")
+        server.execute("INSERT INTO log (writer, thing, value) VALUES (-1, 1, NULL)")
         truth = Truth.of(server)
         time.sleep(_PROVABLY_IDLE_S)
         server.stop()
