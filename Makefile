@@ -9,15 +9,17 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 MAJORS ?= 15 17 18
 POSTGRES := $(foreach major,$(MAJORS),$(VENV)/postgresql/$(major)/.installed)
 PYTEST_WORKERS ?= 2
+MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test lint format types bench clean pins
+.PHONY: help env demo test soak lint format types bench clean pins
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          two databases backed up and restored by Dagster, with the UI (ONCE=1: end after the story)'
 	@echo 'make env           only the environment, in .venv/'
 	@echo 'make test          unit, property and integration tests on real servers'
+	@echo 'make soak          restores to random moments of random stories, compared (MINUTES=60 SEED=...)'
 	@echo 'make lint          ruff (lint and format) and mypy'
 	@echo 'make bench         the benchmarks, against their baselines'
 	@echo 'make clean         remove everything that was made here'
@@ -29,6 +31,9 @@ demo: $(VENV)/.base $(POSTGRES)
 
 test: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal $(PYTEST)
+
+soak: $(VENV)/.dev $(POSTGRES)
+	$(BIN)/python -m pitr_pipelines_tests.oracle --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(addprefix --major ,$(MAJORS))
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

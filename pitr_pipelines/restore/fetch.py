@@ -21,7 +21,7 @@ from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BaseRecord, read_record
 from pitr_pipelines.errors import ArtifactDamaged
-from pitr_pipelines.postgres.account import Account
+from pitr_pipelines.postgres.account import Account, give
 from pitr_pipelines.postgres.base_contents import damaged, extract_base
 from pitr_pipelines.postgres.tar_stream import TarStream
 from pitr_pipelines.progress import Progress, Report, silent
@@ -71,6 +71,7 @@ def fetch(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    stage.keep_what_was_left(destination.data_directory / "pg_wal")
     shutil.copyfile(_SCRIPT, destination.script)
     destination.script.chmod(0o644)
     stage.finish(names)
@@ -107,6 +108,30 @@ class Stage:
         temporary = self.directory / f".{EXPECTED}"
         self._write(temporary, "".join(f"{name}\n" for name in sorted(names)).encode())
         temporary.rename(self.directory / EXPECTED)
+
+    def keep_what_was_left(self, pg_wal: Path) -> None:
+        """Put the segments in which the branch left a timeline into `pg_wal` under that timeline's name.
+
+        Recovery reads such a segment from the successor, which begins with a copy of it. But a server
+        that stops before the switch, with a transaction prepared in that segment, looks for it in pg_wal
+        under the old name only, and ends if it is not there.
+        Source: XlogReadTwoPhaseData in PostgreSQL's src/backend/access/transam/twophase.c.
+        """
+        size = self.plan.base.wal_segment_size
+        staged = {segment.name.number(size): segment.name for segment in self.plan.segments}
+        for ancestor in self.plan.branch.ancestors:
+            number, used = divmod(int(ancestor.switched_at), size)
+            successor = staged.get(number)
+            if not used or successor is None or successor.timeline <= ancestor.timeline:
+                continue
+            copy = pg_wal / str(SegmentName.numbered(number, ancestor.timeline, size))
+            source = self.directory / str(successor)
+            if source.exists() and not copy.exists():
+                with source.open("rb") as file:
+                    self._write(copy, file.read(used).ljust(size, b"\0"))
+                # It is the server's from here on, to recycle like any other.
+                copy.chmod(0o600)
+                give(copy, self.account)
 
     def put(self, segment: WalSegment) -> list[str]:
         """Stage one segment from where the plan found it, or from where it is by now."""
