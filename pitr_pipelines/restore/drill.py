@@ -21,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.coverage import Gap, Window
@@ -50,7 +51,8 @@ from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.restore.conf_file import ConfFile
 from pitr_pipelines.restore.destination import Destination
-from pitr_pipelines.restore.plan import NotCovered, Plan, StopAtTime
+from pitr_pipelines.restore.plan import NotCovered, Plan
+from pitr_pipelines.restore.plan_text import stop_text
 from pitr_pipelines.restore.prepare import plan_restore
 from pitr_pipelines.restore.recover import private_directory
 from pitr_pipelines.restore.report import RestoreReport
@@ -344,15 +346,12 @@ def _remove(directory: Path) -> None:
 
 
 def _facts(plan: Plan) -> DrillPlan:
-    stop = plan.stop
     return DrillPlan(
         base_day=plan.base.day.isoformat(),
         timeline=plan.branch.timeline,
         segments=len(plan.segments),
         base_bytes=plan.base.uncompressed_bytes,
         wal_bytes=plan.wal_bytes,
-        stop="at the target"
-        if isinstance(stop, StopAtTime)
-        else f"at the end of the WAL, because {stop.why}",
+        stop=stop_text(plan.stop, ZoneInfo("UTC")),
         notes=plan.notes,
     )

@@ -131,7 +131,8 @@ def show(connection: psycopg.Connection, setting: str) -> str:
 
 
 def snapshot(directory: Path) -> dict[str, tuple[int, int, int]]:
-    """Return what lies below a directory, with sizes, times and inodes."""
+    """Return what lies below a directory, with sizes, times and inodes, once nothing is being archived."""
+    wait_for(lambda: not list(directory.rglob(".wal-archive.*.tmp")), what="the archiver")
     return {
         str(path.relative_to(directory)): (status.st_size, status.st_mtime_ns, status.st_ino)
         for path in sorted(directory.rglob("*"))
