@@ -128,16 +128,19 @@ def test_the_password_is_used_and_nobody_sees_it(
         take_base_backup(settings, server.name)
     monkeypatch.setenv("ORDER_PW", password)
     seen: list[str] = []
+    environments: list[str] = []
 
     def look(progress: Progress) -> None:
         seen.extend(processes_naming(str(settings.backup_root)).values())
         assert processes_naming(secret) == {}
         for pid in processes_naming(str(settings.backup_root)):
             with suppress(OSError):  # it has just ended, or is just ending
-                assert secret not in Path(f"/proc/{pid}/environ").read_text(errors="replace")
+                environments.append(Path(f"/proc/{pid}/environ").read_text(errors="replace"))
 
     record = take_base_backup(settings, server.name, progress=look)
     assert any("--dbname=" in arguments for arguments in seen)
+    assert any("PGPASSFILE=" in environment for environment in environments)
+    assert not any(secret in environment for environment in environments)
     directory = Layout(settings.backup_root).base(server.name, record.day)
     assert secret not in (directory / BASE_RECORD).read_text()
 

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -493,18 +494,25 @@ def test_a_copy_that_is_cut_short_leaves_nothing(shell: Shell, site: Site) -> No
     assert site.archived() == {SEGMENT: segment()}
 
 
+def cannot_mount(why: str) -> NoReturn:
+    """Skip a test that needs a file system of its own, or fail it where PITR_REQUIRE_MOUNT is set."""
+    if os.environ.get("PITR_REQUIRE_MOUNT"):
+        pytest.fail(f"{why}, and PITR_REQUIRE_MOUNT is set")
+    pytest.skip(why)
+
+
 @pytest.fixture
 def namespace() -> Sequence[str]:
     """The start of a command that may mount file systems, which go away when it ends."""
     unshare = shutil.which("unshare")
     if unshare is None:
-        pytest.skip("there is no unshare")
+        cannot_mount("there is no unshare")
     command = [unshare, "--mount"] if os.geteuid() == 0 else [unshare, "--mount", "--map-root-user"]
     probe = subprocess.run(
         [*command, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, timeout=TIMEOUT_S
     )
     if probe.returncode != 0:
-        pytest.skip("mounting is not permitted here")
+        cannot_mount("mounting is not permitted here")
     return command
 
 
