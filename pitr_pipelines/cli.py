@@ -9,7 +9,6 @@ databases the first failure counts, and the others are done all the same.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
+from pitr_pipelines.cli_restore import restore
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
-from pitr_pipelines.terminal import error_json, print_error, progress_report
+from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report
 from pitr_pipelines.units import show_bytes, show_duration
 
 
@@ -53,6 +53,9 @@ def main(ctx: click.Context, config: Path | None) -> None:
     ctx.obj = config
 
 
+main.add_command(restore)
+
+
 def _settings(ctx: click.Context) -> Settings:
     return load_settings(ctx.obj)
 
@@ -77,11 +80,6 @@ def _for_each(ctx: click.Context, names: Iterable[str], work: Callable[[str], No
     ctx.exit(code)
 
 
-def _print_json(value: object) -> None:
-    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
-
-
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 _DATABASES = click.argument("databases", nargs=-1, metavar="[DATABASE]...")
 
 
@@ -111,7 +109,7 @@ def init_db(
 
 @main.command()
 @_DATABASES
-@_JSON
+@JSON_OPTION
 @click.pass_context
 def check(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None:
     """Tell whether servers are ready to be backed up, and what is missing. Exit 1 if anything is."""
@@ -122,7 +120,7 @@ def check(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None
     settings = _settings(ctx)
     findings = {name: check_server(name, settings) for name in _chosen(settings, databases)}
     if as_json:
-        _print_json({name: [asdict(finding) for finding in found] for name, found in findings.items()})
+        print_json({name: [asdict(finding) for finding in found] for name, found in findings.items()})
     else:
         for name, found in findings.items():
             click.secho(name, bold=True)
@@ -207,104 +205,10 @@ def bundle(ctx: click.Context, databases: tuple[str, ...], hour: str | None, run
 
 
 @main.command()
-@click.argument("database")
-@click.argument("time", required=False)
-@click.option("--latest", is_flag=True, help="Everything there is.")
-@click.option("--hour", help="The restore point at the end of an hour (UTC): 2026-01-29-14.")
-@click.option("--lsn", help="A place in the WAL, and the first record from there on: 0/3000028.")
-@click.option("--name", help="A named restore point; the newest of that name.")
-@click.option("--xid", help="The end of a transaction, as pg_current_xact_id() numbered it.")
-@click.option("--immediate", is_flag=True, help="A base backup alone, as soon as it is consistent.")
-@click.option("--base", help="With --immediate: the day of the base backup; default: the newest.")
-@click.option("--exclusive", is_flag=True, help="Leave out what is exactly at TIME, --lsn or --xid.")
-@click.option("--timeline", type=int, help="A branch of history other than the one the server is on.")
-@click.option("--to", type=click.Path(path_type=Path), help="A new directory; default: one in restore_root.")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="The restored server's port; default: a free one."
-)
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done; change nothing.")
-@click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
-@_JSON
-@click.pass_context
-def restore(
-    ctx: click.Context,
-    database: str,
-    time: str | None,
-    latest: bool,
-    hour: str | None,
-    lsn: str | None,
-    name: str | None,
-    xid: str | None,
-    immediate: bool,
-    base: str | None,
-    exclusive: bool,
-    timeline: int | None,
-    to: Path | None,
-    port: int | None,
-    plan_only: bool,
-    stopped: bool,
-    as_json: bool,
-) -> None:
-    """Restore a database to a moment, into a new directory beside the old one.
-
-    Give one target: TIME, --hour, --latest, --lsn, --name, --xid or --immediate.
-    TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
-    """
-    from pitr_pipelines.restore.plan import NotCovered
-    from pitr_pipelines.restore.plan_text import plan_json, plan_lines
-    from pitr_pipelines.restore.prepare import plan_restore
-    from pitr_pipelines.restore.target import parse_target
-
-    settings = _settings(ctx)
-    target = parse_target(
-        settings.zone,
-        time=time,
-        hour=hour,
-        latest=latest,
-        lsn=lsn,
-        name=name,
-        xid=xid,
-        immediate=immediate,
-        base=base,
-        exclusive=exclusive,
-    )
-    try:
-        with progress_report(database) as report:
-            plan = plan_restore(
-                settings, database, target, timeline=timeline, seal=not plan_only, report=report
-            )
-        if plan_only:
-            if as_json:
-                _print_json(plan_json(plan))
-            else:
-                click.echo("\n".join(plan_lines(plan, settings.zone)))
-                click.echo("Nothing was changed: this was only the plan.")
-            return
-        if not as_json:
-            click.echo("\n".join(plan_lines(plan, settings.zone)))
-        from pitr_pipelines.restore.restore import choose_destination
-        from pitr_pipelines.restore.restore import restore as carry_out
-
-        destination = choose_destination(settings, plan, to=to, port=port, keep_running=not stopped)
-        with progress_report(database) as report:
-            done = carry_out(settings, plan, destination, report=report)
-    except PitrError as error:
-        if plan_only and isinstance(error, NotCovered):
-            error.remedy += f"\nWithout --plan, {database} is sealed first if it answers: then it is covered."
-        if as_json:
-            _print_json(error_json(error))
-        raise
-    if as_json:
-        _print_json(done.model_dump(mode="json"))
-    else:
-        click.echo("\n".join(done.lines(settings.zone)))
-
-
-@main.command()
 @_DATABASES
 @click.option("--at", "at", help="The moment to restore, written as for `restore`. Default: a random one.")
 @click.option("--seed", type=int, help="Draw the random moment with this, as recorded by an earlier drill.")
-@_JSON
+@JSON_OPTION
 @click.pass_context
 def drill(
     ctx: click.Context, databases: tuple[str, ...], at: str | None, seed: int | None, as_json: bool
@@ -336,12 +240,12 @@ def drill(
         _for_each(ctx, _chosen(settings, databases), carry_out)
     finally:
         if as_json:
-            _print_json(results)
+            print_json(results)
 
 
 @main.command()
 @_DATABASES
-@_JSON
+@JSON_OPTION
 @click.pass_context
 def status(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None:
     """Show what can be restored and how fresh it is. Reads the storage only, so it always answers."""
@@ -352,7 +256,7 @@ def status(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> Non
     now = datetime.now(UTC)
     statuses = read_status(settings, _chosen(settings, databases), now=now)
     if as_json:
-        _print_json(status_json(statuses))
+        print_json(status_json(statuses))
     else:
         for line in status_lines(statuses, settings.zone, now):
             click.echo(line)
@@ -360,7 +264,7 @@ def status(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> Non
 
 @main.command()
 @_DATABASES
-@_JSON
+@JSON_OPTION
 @click.pass_context
 def verify(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None:
     """Re-read every artifact against its record. Exit 1 if anything is wrong."""
@@ -380,7 +284,7 @@ def verify(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> Non
     found.append(verify_manifest(settings))
     wrong = [verified for verified in found if verified.problem is not None]
     if as_json:
-        _print_json({"verified": len(found), "problems": [asdict(verified) for verified in wrong]})
+        print_json({"verified": len(found), "problems": [asdict(verified) for verified in wrong]})
     else:
         for verified in wrong:
             click.secho(f"{verified.database or 'all'}: {verified.artifact}: {verified.problem}", fg="red")

@@ -6,6 +6,7 @@ bar, elsewhere a plain line now and then. rich is imported only when something i
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,14 @@ from pitr_pipelines.units import show_bytes, show_duration
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
+JSON_OPTION = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
 _LINE_EVERY_S = 5.0
+
+
+def print_json(value: object) -> None:
+    """Print a value for a script."""
+    click.echo(json.dumps(value, indent=1, ensure_ascii=False))
 
 
 @contextmanager
