@@ -34,6 +34,9 @@ from pitr_pipelines.units import show_bytes
 
 INCOMPLETE = "INCOMPLETE"
 
+AHEAD_BYTES = 512 * 1024**2
+"""How much WAL may be ready for recovery and not yet taken."""
+
 REPLAYED_WAL_KEPT = 8 * 1024**3
 """How much replayed WAL, in bytes, recovery may keep in pg_wal before it removes the oldest."""
 
@@ -66,8 +69,8 @@ class Destination:
         return self.directory / "tablespaces"
 
     @property
-    def staging(self) -> Path:
-        """Holds the WAL that recovery asks for, while it does."""
+    def wal(self) -> Path:
+        """Holds the WAL that is ready for recovery, while it runs."""
         return self.directory / "wal"
 
     @property
@@ -130,10 +133,9 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
     _mark(destination, plan)
     # Ours, so that no server can change what stands beside its data; open to its group, to pass.
     _open_to_group(directory, account)
-    for path in (destination.tablespaces, destination.staging):
-        path.mkdir(mode=0o700)
-        _open_to_group(path, account)
-    for path in (destination.data_directory, destination.run):
+    destination.tablespaces.mkdir(mode=0o700)
+    _open_to_group(destination.tablespaces, account)
+    for path in (destination.data_directory, destination.wal, destination.run):
         make_owned_directory(path, account)
     # A person who starts the server later, with pg_ctl and as its user, goes on with this log.
     destination.log_file.touch(mode=0o600)
@@ -141,12 +143,12 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
 
 
 def space_needed(plan: Plan) -> int:
-    """Return how many bytes a restore takes at its peak: base, WAL twice while it is replayed, and more."""
+    """Return how many bytes a restore takes at its peak: base, WAL ready and replayed, and more."""
     size = plan.base.wal_segment_size
     carried = sum(segment.place == InBase(plan.base.day) for segment in plan.segments) * size
-    staged = plan.wal_bytes - carried
+    fed = plan.wal_bytes - carried
     base = plan.base.uncompressed_bytes
-    return base + carried + staged + min(staged, REPLAYED_WAL_KEPT) + base // 20 + _SPARE_BYTES
+    return base + carried + min(fed, AHEAD_BYTES) + min(fed, REPLAYED_WAL_KEPT) + base // 20 + _SPARE_BYTES
 
 
 def fits_a_socket(directory: Path, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""Recovery: PostgreSQL replays the staged WAL, alone, and what it says is held against the plan.
+"""Recovery: PostgreSQL replays the WAL that is fed to it, alone, and what it says is held against the plan.
 
 The server that replays is cut off: it listens only on a socket in a directory that its own user
 alone can enter, and its settings are given on its command line, which beats every file. It runs
@@ -25,7 +25,7 @@ from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.restore.conf_file import ConfFile
 from pitr_pipelines.restore.configure import HARMLESS
 from pitr_pipelines.restore.destination import REPLAYED_WAL_KEPT, Destination, fits_a_socket
-from pitr_pipelines.restore.fetch import EXPECTED
+from pitr_pipelines.restore.feeder import Feeder
 from pitr_pipelines.restore.memory import available_memory
 from pitr_pipelines.restore.plan import (
     Plan,
@@ -73,9 +73,9 @@ class Recovered:
 
 @contextmanager
 def recover(
-    cluster: Cluster, plan: Plan, destination: Destination, *, report: Report = silent
+    cluster: Cluster, plan: Plan, destination: Destination, feeder: Feeder, *, report: Report = silent
 ) -> Iterator[tuple[Recovered, Path]]:
-    """Replay the staged WAL, promote, and check that the target was reached.
+    """Replay the WAL of the feeder, promote, and check that the target was reached.
 
     Yields what it came to, and the directory of the socket on which the recovered server accepts
     everybody who can enter it, for the length of the block. Then the server is stopped with a
@@ -89,11 +89,10 @@ def recover(
     with private_directory(destination, cluster) as sockets:
         options = recovery_options(plan, destination, sockets, capacity=_prepared_transactions(cluster))
         log = RecoveryLog.at_end_of(destination.log_file)
-        total = _count_staged(destination)
         try:
             cluster.start(log_file=destination.log_file, options=options, wait=False)
-            _watch(cluster, plan, log, total, report)
-            yield _judge(cluster, plan, destination, log), sockets
+            _watch(cluster, plan, log, feeder, report)
+            yield _judge(cluster, plan, feeder, log), sockets
             cluster.stop("fast", timeout_s=_STOP_S)
         except BaseException:
             _end(cluster)
@@ -143,7 +142,7 @@ def recovery_options(
         "log_line_prefix": LINE_PREFIX,
         "log_min_messages": "warning",
         "log_error_verbosity": "default",
-        "restore_command": restore_command(destination.script, destination.staging),
+        "restore_command": restore_command(destination.script, destination.wal),
         "recovery_target_timeline": str(plan.branch.timeline),
         "recovery_target_inclusive": "on",
         "recovery_target_action": "promote",
@@ -170,21 +169,26 @@ def _target_settings(stop: Stop) -> dict[str, str]:
     return {"recovery_target_inclusive": "on" if inclusive else "off", name: value}
 
 
-def restore_command(script: Path, staging: Path) -> str:
-    """Return the restore_command that serves what is staged, whatever is in the paths."""
-    parts = [shlex.quote(str(path)).replace("%", "%%") for path in (script, staging)]
+def restore_command(script: Path, directory: Path) -> str:
+    """Return the restore_command that takes files from a feeder's directory, whatever is in the paths."""
+    parts = [shlex.quote(str(path)).replace("%", "%%") for path in (script, directory)]
     return f'sh {parts[0]} {parts[1]} "%f" "%p"'
 
 
-def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, total: int, report: Report) -> None:
-    """Return when the server is promoted. Raises RecoveryFailed as soon as it has ended."""
+def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, feeder: Feeder, report: Report) -> None:
+    """Return when the server is promoted.
+
+    Raises RecoveryFailed as soon as it has ended, or what kept a file from being fed to it.
+    """
     begun = time.monotonic()
     seen = False
     while True:
         # In this order: what it said before it went away must be read after it did.
         postmaster = cluster.postmaster()
         log.update()
-        report(Progress("replay", min(count_segments(log.restored), total), total, "segments"))
+        feeder.check()
+        done = min(count_segments(log.restored), feeder.total)
+        report(Progress("replay", done, feeder.total, "segments"))
         if postmaster is not None:
             seen = True
             if postmaster.status == "ready" and log.timeline is not None:
@@ -206,7 +210,7 @@ def _end(cluster: Cluster) -> None:
     cluster.stop("immediate")
 
 
-def _judge(cluster: Cluster, plan: Plan, destination: Destination, log: RecoveryLog) -> Recovered:
+def _judge(cluster: Cluster, plan: Plan, feeder: Feeder, log: RecoveryLog) -> Recovered:
     """Hold what recovery did against what the plan wants."""
     if log.timeline is None or log.redo_done_at is None:
         raise _failed(plan, log, "it did not say where it ended")
@@ -218,16 +222,16 @@ def _judge(cluster: Cluster, plan: Plan, destination: Destination, log: Recovery
         if problem is not None:
             raise _failed(plan, log, problem)
     else:
-        staged = not (isinstance(last.place, InBase) and last.place.day == plan.base.day)
-        if staged and str(last.name) not in log.restored:
+        fed = last.place != InBase(plan.base.day)
+        if fed and str(last.name) not in log.restored:
             raise _failed(
                 plan, log, f"the WAL ends early, at {end}: {last.name} should have been replayed to the end"
             )
-        if staged and log.invalid is not None and log.invalid[0] < last.name.end(size):
+        if fed and log.invalid is not None and log.invalid[0] < last.name.end(size):
             raise _failed(
                 plan, log, f"the WAL is damaged, so what comes after {end} is lost: {log.invalid[1]}"
             )
-        if end < last.name.start(size) and not (staged and _only_continues(destination, plan)):
+        if end < last.name.start(size) and not (fed and _only_continues(feeder, plan)):
             raise _failed(plan, log, f"the WAL ends early, at {end}, before {last.name} begins")
     return Recovered(
         timeline=log.timeline,
@@ -279,11 +283,10 @@ def _end_of_replay(cluster: Cluster, timeline: int) -> Lsn:
     return TimelineHistory.parse(timeline, path.read_text("utf-8", "replace")).ancestors[-1].switched_at
 
 
-def _only_continues(destination: Destination, plan: Plan) -> bool:
+def _only_continues(feeder: Feeder, plan: Plan) -> bool:
     """Tell whether the last segment holds nothing but the middle of one long record."""
-    last = plan.segments[-1].name
-    with (destination.staging / str(last)).open("rb") as file:
-        _magic, info, _timeline, _page, remaining = _PAGE_HEADER.unpack(file.read(_PAGE_HEADER.size))
+    content = feeder.files.content(plan.segments[-1])
+    _magic, info, _timeline, _page, remaining = _PAGE_HEADER.unpack(content[: _PAGE_HEADER.size])
     return bool(info & _CONTINUES_RECORD) and remaining >= plan.base.wal_segment_size
 
 
@@ -302,11 +305,6 @@ def _prepared_transactions(cluster: Cluster) -> int:
     The source may have raised its limit after the base backup; room costs little.
     """
     return max(1000, int(cluster.control_data().get("max_prepared_xacts setting", "0")))
-
-
-def _count_staged(destination: Destination) -> int:
-    names = (destination.staging / EXPECTED).read_text().split()
-    return count_segments(names)
 
 
 @contextmanager

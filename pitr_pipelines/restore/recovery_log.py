@@ -36,7 +36,7 @@ _INVALID = re.compile(
 _EXPLANATIONS: tuple[tuple[str, str, str], ...] = (
     (
         "restore-wal.sh: ",
-        "a file that was staged for recovery could not be read",
+        "a WAL file could not be given to recovery",
         "Nobody but the restore may touch its directory while it runs. Delete it and restore again.",
     ),
     (

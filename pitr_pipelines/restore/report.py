@@ -19,8 +19,9 @@ class RestoreReport(BaseModel):
     `timeline` is the restored cluster's new one, and `recovered_to_lsn` where it begins.
     `last_transaction_at` is when the last transaction that is in it ended (None: none was replayed);
     `first_left_out_at` is when the first that is not in it did (None: all there was is
-    in it, or recovery stopped at no transaction). Times
-    in seconds; `staged_wal_bytes` is what was brought beside the base, `base_bytes` the base unpacked.
+    in it, or recovery stopped at no transaction). `base_bytes` is the base unpacked, `wal_bytes` the
+    WAL of the plan, of which `segments_fed` segments did not come with the base. Times are in seconds;
+    `wal_wait_s` is that part of `recovery_s` in which recovery waited for WAL that was not ready.
     `checks` are what was verified, `notes` what a person should know.
     """
 
@@ -41,11 +42,12 @@ class RestoreReport(BaseModel):
     first_left_out_at: Moment | None
     base_day: str
     segments: int
-    staged_files: int
+    segments_fed: int
     base_bytes: int
     wal_bytes: int
     fetch_s: float
     recovery_s: float
+    wal_wait_s: float
     finish_s: float
     total_s: float
     finished_at: Moment
@@ -60,14 +62,19 @@ class RestoreReport(BaseModel):
         """Base and WAL, unpacked, over the time that all of it took."""
         return (self.base_bytes + self.wal_bytes) / max(self.total_s, 0.001)
 
+    @property
+    def wal_wait_share(self) -> float:
+        """The share of the replay, from 0 to 1, in which recovery waited for WAL."""
+        return min(1.0, self.wal_wait_s / max(self.recovery_s, 0.001))
+
     def lines(self, zone: ZoneInfo) -> list[str]:
         """Return the report as a person reads it, the most important first."""
         last = self.last_transaction_at
         lines = [
             f"restored {self.database} in {show_duration(self.total_s)} "
             f"({show_bytes(self.base_bytes + self.wal_bytes)}, {show_bytes(self.bytes_per_second)}/s: "
-            f"fetch {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, "
-            f"finish {show_duration(self.finish_s)})",
+            f"fetch {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, of which "
+            f"{self.wal_wait_share:.0%} waiting for WAL, finish {show_duration(self.finish_s)})",
             f"  data      {self.data_directory}",
             f"  state     last transaction {show_moment(last, zone) if last else 'that of the base backup'}; "
             f"{self.recovered_to_lsn}, now timeline {self.timeline}",

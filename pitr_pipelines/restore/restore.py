@@ -29,11 +29,13 @@ from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import Destination, choose_destination, claim, port_is_free
+from pitr_pipelines.restore.feeder import feed
 from pitr_pipelines.restore.fetch import fetch
 from pitr_pipelines.restore.plan import Plan, StopAtTime
 from pitr_pipelines.restore.plan_text import stop_text
 from pitr_pipelines.restore.recover import Recovered, recover
 from pitr_pipelines.restore.report import RestoreReport
+from pitr_pipelines.restore.segment_files import SegmentFiles
 from pitr_pipelines.settings import Settings
 
 __all__ = ["Destination", "RestoreReport", "choose_destination", "restore"]
@@ -101,18 +103,18 @@ class _Restore:
         from pitr_pipelines.restore.verify import look
 
         begun = time.monotonic()
-        self.log(f"unpacking the base backup of {plan.base.day} and {len(plan.segments)} WAL segments")
-        staged = fetch(
-            Layout(self.settings.backup_root), plan, destination, cluster.account, report=self.report
-        )
-        control = cluster.control_data()
-        configuration = Configuration(cluster, destination, plan.database)
-        configuration.adapt(control)
-        fetched = time.monotonic()
+        self.log(f"unpacking the base backup of {plan.base.day}, and the first of its WAL")
+        files = SegmentFiles(Layout(self.settings.backup_root), plan, cluster.account)
+        with feed(files, destination.wal) as feeder:
+            fetch(files, destination, report=self.report)
+            control = cluster.control_data()
+            configuration = Configuration(cluster, destination, plan.database)
+            configuration.adapt(control)
+            fetched = time.monotonic()
 
-        self.log("replaying the WAL")
-        with recover(cluster, plan, destination, report=self.report) as (recovered, sockets):
-            seen = look(self.settings, plan.database, destination, sockets)
+            self.log(f"replaying {len(plan.segments)} WAL segments")
+            with recover(cluster, plan, destination, feeder, report=self.report) as (recovered, sockets):
+                seen = look(self.settings, plan.database, destination, sockets)
         replayed = time.monotonic()
 
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
@@ -133,11 +135,12 @@ class _Restore:
             first_left_out_at=recovered.stopped_before,
             base_day=plan.base.day.isoformat(),
             segments=recovered.segments_replayed,
-            staged_files=staged,
+            segments_fed=feeder.total,
             base_bytes=plan.base.uncompressed_bytes,
             wal_bytes=plan.wal_bytes,
             fetch_s=fetched - begun,
             recovery_s=replayed - fetched,
+            wal_wait_s=feeder.waited_s,
             finish_s=time.monotonic() - replayed,
             total_s=time.monotonic() - begun,
             finished_at=datetime.now(UTC),
@@ -172,7 +175,7 @@ class _Restore:
         prepared = sum(1 for _ in (cluster.data_directory / "pg_twophase").iterdir())
         if prepared > int(configuration.overrides.get("max_prepared_transactions", "0")):
             configuration.add({"max_prepared_transactions": str(prepared)})
-        shutil.rmtree(self.destination.staging)
+        shutil.rmtree(self.destination.wal)
         self.destination.script.unlink()
         self.report(Progress("sync", 0, 1, "file systems"))
         durable.sync_file_system(self.destination.directory)

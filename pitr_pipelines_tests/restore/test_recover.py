@@ -17,14 +17,14 @@ from pathlib import Path
 
 import pytest
 
-from pitr_pipelines.errors import DestinationInUse, RecoveryFailed
+from pitr_pipelines.errors import ArtifactDamaged, DestinationInUse, RecoveryFailed
 from pitr_pipelines.postgres.account import make_owned_directory
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress
-from pitr_pipelines.restore import recover
 from pitr_pipelines.restore.configure import RECOVERY_TARGETS
 from pitr_pipelines.restore.destination import Destination
+from pitr_pipelines.restore.feeder import Feeder
 from pitr_pipelines.restore.plan import Plan, StopAtEnd, StopAtTime
 from pitr_pipelines.restore.recover import recovery_options
 from pitr_pipelines.restore.restore import restore
@@ -128,7 +128,7 @@ def test_progress_counts_the_segments(scene: Scene) -> None:
     destination = scene.destination(plan, keep_running=False)
     report = restore(scene.settings, plan, destination, report=seen.append)
     replayed = [progress for progress in seen if progress.step == "replay"]
-    assert (replayed[-1].done, replayed[-1].total) == (report.staged_files, report.staged_files)
+    assert (replayed[-1].done, replayed[-1].total) == (report.segments_fed, report.segments_fed)
     assert {progress.step for progress in seen} >= {"extract", "replay", "sync"}
 
 
@@ -148,26 +148,41 @@ def test_a_restore_can_be_left_stopped(scene: Scene) -> None:
 
 
 @pytest.mark.parametrize("lost", ["first", "last"])
-def test_a_staged_file_that_is_lost_aborts_recovery(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch, lost: str
-) -> None:
+def test_a_segment_that_is_lost_after_planning_ends_the_restore(scene: Scene, lost: str) -> None:
     for number in (1, 2, 3):
         scene.insert(number)
         scene.switch()
     plan = scene.plan(LatestTarget())
     destination = scene.destination(plan)
-    staged = [str(s.name) for s in plan.segments if isinstance(s.place, InArchive)]
-    name = staged[0 if lost == "first" else -1]
-
-    def lose(_: Destination) -> int:
-        (destination.staging / name).unlink()
-        return len(staged)
-
-    monkeypatch.setattr(recover, "_count_staged", lose)
-    with pytest.raises(RecoveryFailed, match="staged for recovery could not be read") as caught:
+    raw = [s.place.file.path for s in plan.segments if isinstance(s.place, InArchive)]
+    path = raw[0 if lost == "first" else -1]
+    path.unlink()
+    with pytest.raises(ArtifactDamaged, match="has gone away since the restore was planned") as caught:
         restore(scene.settings, plan, destination)
-    assert name in caught.value.what
+    assert path.name in caught.value.what
     assert "is marked INCOMPLETE" in caught.value.remedy
+    never_promoted(scene, destination)
+
+
+def test_a_segment_that_cannot_be_made_while_it_replays_ends_recovery(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the feeder says is known to the server too, should nobody watch that any more."""
+    for number in (1, 2, 3):
+        scene.insert(number)
+        scene.switch()
+    plan = scene.plan(LatestTarget())
+    destination = scene.destination(plan)
+    raw = [s.place.file.path for s in plan.segments if isinstance(s.place, InArchive)]
+
+    def lose(progress: Progress) -> None:
+        if progress.step == "extract" and raw[-1].exists():
+            raw[-1].unlink()
+
+    monkeypatch.setattr(Feeder, "check", lambda _: None)
+    with pytest.raises(RecoveryFailed, match="a WAL file could not be given to recovery") as caught:
+        restore(scene.settings, plan, destination, report=lose)
+    assert raw[-1].name in caught.value.what
     never_promoted(scene, destination)
 
 
@@ -219,7 +234,6 @@ def slow_replay(destination_file: Path) -> str:
 import sys, time
 from pathlib import Path
 from pitr_pipelines.settings import load_settings
-from pitr_pipelines.restore import recover
 from pitr_pipelines.restore.prepare import plan_restore
 from pitr_pipelines.restore.restore import choose_destination, restore
 from pitr_pipelines.restore.target import LatestTarget
