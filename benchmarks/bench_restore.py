@@ -193,7 +193,7 @@ def _bundle(bench: Bench) -> None:
     outcome = make_bundle(bench.settings, DATABASE, hour, now=hour.end + timedelta(minutes=1))
     if outcome.problem is not None:
         raise outcome.problem
-    print(f"  {len(outcome.record.segments)} segments in the bundle, {outcome.pruned} raw ones pruned")
+    print(f"  {len(outcome.record.segments)} segments in the bundle")
 
 
 def _restore(bench: Bench, state: int) -> tuple[float, RestoreReport]:
