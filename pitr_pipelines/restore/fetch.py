@@ -52,8 +52,7 @@ def fetch(
     tablespaces = {
         tablespace.oid: destination.tablespaces / str(tablespace.oid) for tablespace in plan.base.tablespaces
     }
-    workers = max(1, min(os.cpu_count() or 1, _MEMORY_BYTES // plan.base.wal_segment_size))
-    with ThreadPoolExecutor(workers, "pitr-fetch") as pool:
+    with ThreadPoolExecutor(_workers(plan), "pitr-fetch") as pool:
         try:
             staging = stage.begin(pool)
             extract_base(
@@ -71,11 +70,47 @@ def fetch(
         except BaseException:
             pool.shutdown(wait=True, cancel_futures=True)
             raise
+    _make_ready(stage, destination, names)
+    return len(names)
+
+
+def stage_wal(
+    layout: Layout,
+    plan: Plan,
+    destination: Destination,
+    account: Account,
+    *,
+    report: Report = silent,
+) -> int:
+    """Stage the WAL of `plan` for a stopped cluster that was restored before; return how many files.
+
+    Segments that the base carries are staged too: the cluster may have replayed and removed them.
+    Raises as `fetch`, and then the data directory is untouched.
+    """
+    stage = Stage(layout, plan, destination.staging, account, base_is_unpacked=False)
+    names: list[str] = []
+    with ThreadPoolExecutor(_workers(plan), "pitr-fetch") as pool:
+        try:
+            staging = stage.begin(pool)
+            for done, future in enumerate(staging, 1):
+                names += future.result()
+                report(Progress("unpack", done, len(staging), "files"))
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+    _make_ready(stage, destination, names)
+    return len(names)
+
+
+def _workers(plan: Plan) -> int:
+    return max(1, min(os.cpu_count() or 1, _MEMORY_BYTES // plan.base.wal_segment_size))
+
+
+def _make_ready(stage: Stage, destination: Destination, names: Iterable[str]) -> None:
     stage.keep_what_was_left(destination.data_directory / "pg_wal")
     shutil.copyfile(_SCRIPT, destination.script)
     destination.script.chmod(0o644)
     stage.finish(names)
-    return len(names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +121,8 @@ class Stage:
     plan: Plan
     directory: Path
     account: Account
+    base_is_unpacked: bool = True
+    """Are the segments that the plan's base carries in pg_wal already?"""
 
     def begin(self, pool: ThreadPoolExecutor) -> list[Future[list[str]]]:
         """Put the work into `pool`; each future gives the names of the files that it staged."""
@@ -95,7 +132,7 @@ class Stage:
         for segment in sorted(self.plan.segments, key=lambda s: not isinstance(s.place, InArchive)):
             match segment.place:
                 case InBase(day):
-                    if day != self.plan.base.day:
+                    if day != self.plan.base.day or not self.base_is_unpacked:
                         bases[day].add(str(segment.name))
                 case InArchive() | InBundle():
                     futures.append(pool.submit(self.put, segment))
