@@ -8,6 +8,7 @@ judged in the same way, and finished alike. Promoting needs no backup, moving on
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -82,8 +83,9 @@ def find_standing(
     report = _read_report(database, directory)
     destination = Destination(directory, port or report.port, keep_running)
     account = server_account(settings.run_as)
-    major = int(report.server_version.partition(".")[0])
-    binaries = find_binaries(major, settings.binaries).reachable_by(account)
+    major = re.match(r"\d+", report.server_version)
+    assert major is not None, report.server_version
+    binaries = find_binaries(int(major[0]), settings.binaries).reachable_by(account)
     cluster = Cluster(destination.data_directory, binaries, account)
     control = cluster.control_data()
     state = control["Database cluster state"]

@@ -47,7 +47,7 @@ STANDBY_SIGNAL = "standby.signal"
 HELD_STATES = (SHUT_DOWN_IN_RECOVERY, "in archive recovery")
 
 _CONSISTENT_AT = "Minimum recovery ending location"
-_OPENS_S = 30.0
+_OPENS_S = 15.0
 _STOP_S = 3600.0
 
 
@@ -100,16 +100,18 @@ def recover_and_stand(
     if boundary is not None:
         wal.cut(boundary)
     end = _settle(cluster, plan.database, plan.branch.timeline, destination)
+    latest = next(wal.transaction_ends(), None)
+    if latest is not None:  # else a restartpoint has said so, or there was none
+        log.last_transaction_at = latest.at
     problem = missed(plan, log, end)
     if problem is None and boundary is not None and end > boundary:
         problem = f"it holds what comes before {end}, and not only what comes before {boundary}"
     if problem is not None:
         raise _failed(plan.database, destination, problem)
-    latest = next(wal.transaction_ends(), None)
     return Recovered(
         timeline=plan.branch.timeline,
         end_lsn=end,
-        last_transaction_at=latest.at if latest is not None else log.last_transaction_at,
+        last_transaction_at=log.last_transaction_at,
         stopped_before=log.stopped.at if log.stopped.before else None,
         segments_replayed=len(plan.segments),
         stopped=log.stopped.words,
