@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pitr_pipelines.restore.at_target import AtTarget
+from pitr_pipelines.restore.resume import NotResumable
 from pitr_pipelines.restore.target import (
     ImmediateTarget,
     LatestTarget,
@@ -111,6 +112,8 @@ def test_postgresqls_own_promotion_gives_the_same_state(
             connection.execute("SELECT pg_promote()")
         assert stand.rows() == {0, 1}
         assert not stand.is_read_only()
+        with pytest.raises(NotResumable, match="is promoted already"):
+            stand.promote()
 
 
 def test_it_moves_on_from_target_to_target_and_is_promoted_at_the_last(
