@@ -50,13 +50,15 @@ def reach(
     if at_target is AtTarget.PROMOTE:
         with recover(cluster, plan, destination, report=report) as (recovered, sockets):
             seen = look(settings, plan.database, destination, sockets)
-        return Reached(recovered, seen, tuple(_checks(plan, recovered)), destination.keep_running)
+        checks = (*_checks(plan, recovered), "the cluster shut down cleanly, and all of it is on disk")
+        return Reached(recovered, seen, checks, destination.keep_running)
     recovered = recover_and_stand(cluster, plan, destination, report=report)
     with standing(cluster, plan.database, recovered.timeline, destination) as place:
         seen = look(settings, plan.database, destination, place) if place else nobody_can_look()
     configuration.hold_in_recovery(recovered.timeline, cluster.control_data())
     runs = at_target is AtTarget.PAUSE and place is not None
-    return Reached(recovered, seen, tuple(_checks(plan, recovered)), runs)
+    came_back = f"started again, it came back to {recovered.end_lsn}; it opens nowhere else, and is on disk"
+    return Reached(recovered, seen, (*_checks(plan, recovered), came_back), runs)
 
 
 def _checks(plan: Plan, recovered: Recovered) -> Iterator[str]:
@@ -69,4 +71,3 @@ def _checks(plan: Plan, recovered: Recovered) -> Iterator[str]:
         yield f"PostgreSQL's log says: {recovered.stopped}"
     else:
         yield f"all WAL to the end of {plan.segments[-1].name} was replayed"
-    yield "the cluster shut down cleanly, and all of it is on disk"

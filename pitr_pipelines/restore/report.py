@@ -110,5 +110,5 @@ class RestoreReport(BaseModel):
     def _mode(self) -> str:
         if not self.stands:
             return f"now timeline {self.timeline}"
-        how = "read-only" if self.running else "stopped; started, it is read-only"
-        return f"in recovery at the target, {how}; on timeline {self.timeline}"
+        how = "read-only" if self.running else "its server stopped"
+        return f"in recovery at the target, {how}; timeline {self.timeline}"

@@ -44,7 +44,7 @@ from pitr_pipelines.restore.prepare import plan_restore
 from pitr_pipelines.restore.reach import reach
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.standing import HELD_STATES, STANDBY_SIGNAL, end_of_plan, local_wal, promoted
-from pitr_pipelines.restore.target import ImmediateTarget, Target
+from pitr_pipelines.restore.target import ImmediateTarget, Target, show_moment
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.lsn import Lsn
 
@@ -171,6 +171,9 @@ def promote(
             {
                 "at_target": AtTarget.PROMOTE,
                 "timeline": timeline,
+                "staged_files": 0,
+                "wal_bytes": 0,
+                "base_bytes": 0,
                 "fetch_s": 0.0,
                 "recovery_s": replayed - begun,
                 "checks": (*done.checks, f"promoted exactly at {done.recovered_to_lsn}", *seen.checks),
@@ -351,17 +354,26 @@ def _check_lies_ahead(settings: Settings, standing: Standing, plan: Plan) -> Non
         case StopAtXid(lsn=lsn):
             ahead = lsn is not None and lsn >= at
         case StopAtTime(moment, inclusive):
+
+            def belongs(ended: datetime) -> bool:
+                return ended < moment or (inclusive and ended == moment)
+
             replayed = [end.at for end in local_wal(standing.cluster).transaction_ends()]
             replayed += [done.last_transaction_at] if done.last_transaction_at else []
-            ahead = all(ended < moment or (inclusive and ended == moment) for ended in replayed)
+            following = done.first_left_out_at
+            ahead = all(map(belongs, replayed)) and (following is None or belongs(following))
         case _:
             last = end_of_plan(settings, plan).stop
             ahead = isinstance(last, StopAtLsn) and last.lsn >= at
     if not ahead:
-        last_at = f", its last transaction of {done.last_transaction_at}" if done.last_transaction_at else ""
+        span = ""
+        if done.last_transaction_at:
+            span += f"; its last transaction ended at {show_moment(done.last_transaction_at, settings.zone)}"
+        if done.first_left_out_at:
+            span += f"; the next one ended at {show_moment(done.first_left_out_at, settings.zone)}"
         raise NotRestorable(
             f"{plan.target} is not ahead of what {standing.destination.directory} holds already: it is "
-            f"replayed to {at}{last_at}",
+            f"replayed to {at}{span}",
             remedy=f"Name a later target, promote what is there (--resume without a target), or restore "
             f"{done.database} anew to go back. Nothing was touched.",
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.resume import NotResumable
 from pitr_pipelines.restore.target import (
@@ -139,6 +140,10 @@ def test_it_moves_on_from_target_to_target_and_is_promoted_at_the_last(
         assert stand.rows() == set(range(8))
         assert not stand.is_read_only()
     with stood(made.settings, TimeTarget(made.times[1])) as stand:
+        with pytest.raises(NotRestorable, match="the next one ended at") as refused:
+            stand.move_on(TimeTarget(made.times[1]))
+        assert made.times[2].isoformat(sep=" ") in refused.value.what
+        assert stand.rows() == {0, 1}
         stand.move_on(TimeTarget(made.times[4]))
         assert stand.rows() == {0, 1, 2, 3, 4}
         assert not stand.is_read_only()

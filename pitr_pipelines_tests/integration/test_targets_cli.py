@@ -71,7 +71,7 @@ def test_paused_looked_into_moved_on_and_promoted(
     said = terminal.run("restore", "order-db", "--xid", str(made.xids[1]), "--at-target", "shutdown")
     directory = next(made.settings.restore_root.iterdir())
     command = f"pitr restore order-db --resume {directory}"
-    assert "in recovery at the target, stopped" in said
+    assert "in recovery at the target, its server stopped" in said
     assert f"  promote   {command}\n" in said
     assert f"  move on   {command} --latest" in said
 
