@@ -5,13 +5,22 @@ Thin, like the rest of the command: what is asked for is read here, and decided 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import click
 
-from pitr_pipelines.errors import PitrError
-from pitr_pipelines.settings import load_settings
+from pitr_pipelines.errors import BadRequest, PitrError
+from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
+from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progress_report
+
+if TYPE_CHECKING:
+    from pitr_pipelines.restore.plan import Plan
+    from pitr_pipelines.restore.report import RestoreReport
+    from pitr_pipelines.restore.target import Target
 
 
 @click.command()
@@ -26,6 +35,18 @@ from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progres
 @click.option("--base", help="With --immediate: the day of the base backup; default: the newest.")
 @click.option("--exclusive", is_flag=True, help="Leave out what is exactly at TIME, --lsn or --xid.")
 @click.option("--timeline", type=int, help="A branch of history other than the one the server is on.")
+@click.option(
+    "--at-target",
+    type=click.Choice([str(action) for action in AtTarget]),
+    default=str(AtTarget.PROMOTE),
+    show_default=True,
+    help="There: make it a cluster of its own; or stay in recovery, running read-only, or stopped.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Go on with a restore that is paused or shut down there: promote it, or with a target move it on.",
+)
 @click.option("--to", type=click.Path(path_type=Path), help="A new directory; default: one in restore_root.")
 @click.option(
     "--port", type=click.IntRange(1, 65535), help="The restored server's port; default: a free one."
@@ -47,6 +68,8 @@ def restore(
     base: str | None,
     exclusive: bool,
     timeline: int | None,
+    at_target: str,
+    resume: Path | None,
     to: Path | None,
     port: int | None,
     plan_only: bool,
@@ -57,52 +80,116 @@ def restore(
 
     Give one target: TIME, --hour, --latest, --lsn, --name, --xid or --immediate.
     TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
+    With --resume, give the directory of a restore that stands at its target; without a target it is
+    promoted, with one it goes on to there.
     """
     from pitr_pipelines.restore.plan import NotCovered
-    from pitr_pipelines.restore.plan_text import plan_json, plan_lines
-    from pitr_pipelines.restore.prepare import plan_restore
     from pitr_pipelines.restore.target import parse_target
 
     settings = load_settings(ctx.obj)
-    target = parse_target(
-        settings.zone,
-        time=time,
-        hour=hour,
-        latest=latest,
-        lsn=lsn,
-        name=name,
-        xid=xid,
-        immediate=immediate,
-        base=base,
-        exclusive=exclusive,
-    )
+    asked: dict[str, Any] = {
+        "time": time,
+        "hour": hour,
+        "latest": latest,
+        "lsn": lsn,
+        "name": name,
+        "xid": xid,
+        "immediate": immediate,
+        "base": base,
+        "exclusive": exclusive,
+    }
+    how = _How(AtTarget(at_target), not stopped, plan_only, as_json)
     try:
-        with progress_report(database) as report:
-            plan = plan_restore(
-                settings, database, target, timeline=timeline, seal=not plan_only, report=report
-            )
-        if plan_only:
-            if as_json:
-                print_json(plan_json(plan))
-            else:
-                click.echo("\n".join(plan_lines(plan, settings.zone)))
-                click.echo("Nothing was changed: this was only the plan.")
-            return
-        if not as_json:
-            click.echo("\n".join(plan_lines(plan, settings.zone)))
-        from pitr_pipelines.restore.restore import choose_destination
-        from pitr_pipelines.restore.restore import restore as carry_out
-
-        destination = choose_destination(settings, plan, to=to, port=port, keep_running=not stopped)
-        with progress_report(database) as report:
-            done = carry_out(settings, plan, destination, report=report)
+        check_keeps_running(how.at_target, how.keep_running)
+        if resume is None:
+            target = parse_target(settings.zone, **asked)
+            done = _restore(settings, database, target, timeline, to, port, how)
+        else:
+            if timeline is not None or to is not None:
+                raise BadRequest(
+                    "a restore that is resumed stays where it is, on its branch of history",
+                    remedy="Leave out --to and --timeline, or restore anew without --resume.",
+                )
+            later = parse_target(settings.zone, **asked) if any(asked.values()) else None
+            done = _resume(settings, database, resume, later, port, how)
     except PitrError as error:
         if plan_only and isinstance(error, NotCovered):
             error.remedy += f"\nWithout --plan, {database} is sealed first if it answers: then it is covered."
         if as_json:
             print_json(error_json(error))
         raise
+    if done is None:
+        return
     if as_json:
         print_json(done.model_dump(mode="json"))
     else:
         click.echo("\n".join(done.lines(settings.zone)))
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How to go about it, and how to talk about it."""
+
+    at_target: AtTarget
+    keep_running: bool
+    plan_only: bool
+    as_json: bool
+
+    def show(self, plan: Plan, zone: ZoneInfo) -> None:
+        from pitr_pipelines.restore.plan_text import plan_json, plan_lines
+
+        if self.as_json and self.plan_only:
+            print_json(plan_json(plan))
+        elif not self.as_json:
+            click.echo("\n".join(plan_lines(plan, zone)))
+            if self.plan_only:
+                click.echo("Nothing was changed: this was only the plan.")
+
+
+def _restore(
+    settings: Settings,
+    database: str,
+    target: Target,
+    timeline: int | None,
+    to: Path | None,
+    port: int | None,
+    how: _How,
+) -> RestoreReport | None:
+    from pitr_pipelines.restore.prepare import plan_restore
+
+    with progress_report(database) as report:
+        plan = plan_restore(
+            settings, database, target, timeline=timeline, seal=not how.plan_only, report=report
+        )
+    how.show(plan, settings.zone)
+    if how.plan_only:
+        return None
+    from pitr_pipelines.restore.restore import choose_destination, restore
+
+    destination = choose_destination(settings, plan, to=to, port=port, keep_running=how.keep_running)
+    with progress_report(database) as report:
+        return restore(settings, plan, destination, at_target=how.at_target, report=report)
+
+
+def _resume(
+    settings: Settings, database: str, directory: Path, target: Target | None, port: int | None, how: _How
+) -> RestoreReport | None:
+    from pitr_pipelines.restore.resume import find_standing, move_on, plan_resume, promote
+
+    standing = find_standing(settings, database, directory, port=port, keep_running=how.keep_running)
+    if target is None:
+        if how.plan_only or how.at_target is not AtTarget.PROMOTE:
+            raise BadRequest(
+                f"without a target, --resume promotes what stands at {standing.report.recovered_to_lsn} in "
+                f"{standing.destination.directory}: there is nothing to plan, and nothing else to do there",
+                remedy="Leave out --plan and --at-target, or name a later target.",
+            )
+        with progress_report(database) as report:
+            return promote(settings, standing, report=report)
+    with progress_report(database) as report:
+        plan = plan_resume(settings, standing, target, seal=not how.plan_only, report=report)
+    how.show(plan, settings.zone)
+    if how.plan_only:
+        return None
+    with progress_report(database) as report:
+        return move_on(settings, standing, plan, at_target=how.at_target, report=report)

@@ -140,6 +140,7 @@ def restore_metadata(report: RestoreReport) -> Metadata:
         "start_command": dg.MetadataValue.text(report.start),
         "target": dg.MetadataValue.text(report.target),
         "stopped": dg.MetadataValue.text(report.stop),
+        "at_target": dg.MetadataValue.text(str(report.at_target)),
         "recovered_to_lsn": dg.MetadataValue.text(str(report.recovered_to_lsn)),
         "timeline": dg.MetadataValue.int(report.timeline),
         "server_version": dg.MetadataValue.text(report.server_version),
@@ -157,6 +158,9 @@ def restore_metadata(report: RestoreReport) -> Metadata:
         metadata["last_transaction_at"] = dg.MetadataValue.timestamp(report.last_transaction_at)
     if report.first_left_out_at is not None:
         metadata["first_left_out_at"] = dg.MetadataValue.timestamp(report.first_left_out_at)
+    if report.stands:
+        metadata["promote_command"] = dg.MetadataValue.text(report.promote)
+        metadata["move_on_command"] = dg.MetadataValue.text(report.move_on)
     if report.notes:
         metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in report.notes))
     return metadata

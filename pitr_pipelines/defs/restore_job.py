@@ -23,9 +23,11 @@ from pitr_pipelines.defs.names import NO_RETRIES, RESTORE, RESTORED_CLUSTER, ass
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
 from pitr_pipelines.errors import BadRequest
+from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.target import (
     HourTarget,
+    ImmediateTarget,
     Target,
     TimeTarget,
     moment_of,
@@ -38,6 +40,14 @@ from pitr_pipelines.wal.hours import Hour
 
 PLAN_STEP = "plan_restore"
 RUN_STEP = "run_restore"
+
+
+class WhatAtTarget(Enum):
+    """`AtTarget`, with its words for names: those are what Dagster shows and takes."""
+
+    promote = AtTarget.PROMOTE
+    pause = AtTarget.PAUSE
+    shutdown = AtTarget.SHUTDOWN
 
 
 class WhatToRestore(dg.Config):
@@ -59,6 +69,13 @@ class WhatToRestore(dg.Config):
     target_xid: int | None = Field(
         default=None, description="Instead of a time, a transaction that ended in that hour."
     )
+    target_immediate: bool = Field(
+        default=False, description="Instead of a time, a base backup alone, one that ended in that hour."
+    )
+    base: str | None = Field(
+        default=None,
+        description="With target_immediate: the day of the base backup (2026-01-29). Default: the newest.",
+    )
     exclusive: bool = Field(
         default=False, description="Leave out what is exactly at target_time, target_lsn or target_xid."
     )
@@ -76,6 +93,11 @@ class WhereTo(dg.Config):
     )
     keep_running: bool = Field(
         default=True, description="Leave the restored server running; otherwise stop it when it is done."
+    )
+    at_target: WhatAtTarget = Field(
+        default=WhatAtTarget.promote,
+        description="promote: make it a cluster of its own. pause: stay in recovery, running and read-only, "
+        "to look around. shutdown: the same, but stopped. `pitr restore --resume` goes on from either.",
     )
 
 
@@ -117,7 +139,7 @@ def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefin
         config=_defaults(settings),
         tags=NO_RETRIES,
         description="Restore a database to a moment, in a new cluster beside the original. Choose the hour "
-        "as partition (UTC); for an exact moment give target_time, target_lsn, target_name or target_xid.",
+        "as partition (UTC); for an exact moment in it give one of the target_… settings.",
     )
     def restore() -> None:
         run_restore(plan_restore())
@@ -134,6 +156,8 @@ def choose_target(
     lsn: str | None = None,
     name: str | None = None,
     xid: int | None = None,
+    immediate: bool = False,
+    base: str | None = None,
     exclusive: bool = False,
 ) -> Target:
     """Return the target that an hour and perhaps something exact within it stand for.
@@ -142,22 +166,24 @@ def choose_target(
     another target is in the hour is only known when it is planned: see `check_hour`.
     """
     time = (target_time or "").strip()
-    if lsn or name or xid is not None:
+    if lsn or name or xid is not None or immediate:
         return parse_target(
             zone,
             time=time or None,
             lsn=lsn,
             name=name,
             xid=None if xid is None else str(xid),
+            immediate=immediate,
+            base=base,
             exclusive=exclusive,
         )
+    if base:
+        # The words are parse_target's, but for the target, which here has a default.
+        parse_target(zone, time=time or None, hour=None if time else str(hour), base=base)
     span = f"{show_moment(hour.start, zone)} to {show_moment(hour.end, zone)}"
     if not time:
         if exclusive:
-            raise BadRequest(
-                "exclusive does not go with the end of an hour",
-                remedy="Give target_time, target_lsn or target_xid with it.",
-            )
+            parse_target(zone, hour=str(hour), exclusive=True)
         if hour.end > now:
             raise BadRequest(
                 f"the hour {hour} ({span}) is not over, so its end cannot be restored yet",
@@ -179,6 +205,15 @@ def choose_target(
 def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
     """Raise BadRequest if what the plan stops at was not written in the hour under which it is reported."""
     first, last = plan.stops_between
+    if isinstance(plan.target, ImmediateTarget):
+        ended = plan.base.ended_at
+        if not hour.start <= ended <= hour.end:
+            raise BadRequest(
+                f"{plan.target} is not in the chosen hour {hour}: it was taken until "
+                f"{show_moment(ended, zone)}",
+                remedy=f"Choose the partition {Hour.containing(ended)}, or another base.",
+            )
+        return
     if moment_of(plan.target) is None and not (
         first - CLOCK_MARGIN <= hour.end and hour.start <= last + CLOCK_MARGIN
     ):
@@ -191,9 +226,10 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
 
 
 def _defaults(settings: Settings) -> dict[str, Any]:
-    where = {"directory": None, "port": None, "keep_running": True}
+    where = {"directory": None, "port": None, "keep_running": True, "at_target": str(AtTarget.PROMOTE)}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
-    what |= {"target_lsn": None, "target_name": None, "target_xid": None, "exclusive": False}
+    what |= {"target_lsn": None, "target_name": None, "target_xid": None}
+    what |= {"target_immediate": False, "base": None, "exclusive": False}
     return {"ops": {PLAN_STEP: {"config": what}, RUN_STEP: {"config": where}}}
 
 
@@ -225,6 +261,8 @@ def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, wha
         lsn=what.target_lsn,
         name=what.target_name,
         xid=what.target_xid,
+        immediate=what.target_immediate,
+        base=what.base,
         exclusive=what.exclusive,
     )
     plan = plan_restore(settings, database, target, report=LogProgress(context.log))
@@ -246,13 +284,20 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
     from pitr_pipelines.restore.restore import restore
 
     hour = _chosen_hour(context)
+    at_target = where.at_target.value
+    check_keeps_running(at_target, where.keep_running)
     directory = _absolute(where.directory)
     destination = choose_destination(
         settings, plan, to=directory, port=where.port, keep_running=where.keep_running
     )
     context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
     report = restore(
-        settings, plan, destination, report=LogProgress(context.log), log=lambda line: context.log.info(line)
+        settings,
+        plan,
+        destination,
+        at_target=at_target,
+        report=LogProgress(context.log),
+        log=lambda line: context.log.info(line),
     )
     for line in report.lines(settings.zone):
         context.log.info(line)

@@ -91,12 +91,25 @@ def first_record(
 
 
 def last_record(
-    binaries: Binaries, directory: Path, first: SegmentName, last: SegmentName, segment_size: int
+    binaries: Binaries,
+    directory: Path,
+    first: SegmentName,
+    last: SegmentName,
+    segment_size: int,
+    *,
+    may_end_torn: bool = False,
 ) -> Lsn | None:
-    """Return where the last record begins that ends in `last` or before. Raises as `transaction_ends`."""
+    """Return where the last record begins that ends in `last` or before. Raises as `transaction_ends`.
+
+    With `may_end_torn` the WAL is taken to end where it cannot be read any more, as recovery takes it.
+    """
     found = None
-    for line in _dump(binaries, directory, first, last, segment_size):
-        found = _ANY_RECORD.search(line) or found
+    try:
+        for line in _dump(binaries, directory, first, last, segment_size):
+            found = _ANY_RECORD.search(line) or found
+    except ArtifactDamaged:
+        if not may_end_torn:
+            raise
     return Lsn.parse(found["lsn"]) if found else None
 
 

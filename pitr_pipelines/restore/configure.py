@@ -24,6 +24,7 @@ from pitr_pipelines.restore.conf_file import (
     all_files,
     confine_includes,
     format_settings,
+    parse_line,
 )
 from pitr_pipelines.restore.destination import Destination, fits_a_socket
 from pitr_pipelines.restore.memory import available_memory
@@ -67,7 +68,7 @@ HARMLESS: Mapping[str, str] = {
 _UNWANTED = frozenset({"external_pid_file"})
 """What may not be set at all: set to nothing, PostgreSQL complains."""
 
-_CAPACITIES = {
+CAPACITIES = {
     "max_connections": "max_connections setting",
     "max_worker_processes": "max_worker_processes setting",
     "max_wal_senders": "max_wal_senders setting",
@@ -75,6 +76,13 @@ _CAPACITIES = {
     "max_locks_per_transaction": "max_locks_per_xact setting",
 }
 """What the source really ran with, by pg_controldata: it may have been set on its command line."""
+
+_HOLD = {
+    "hot_standby": "on",
+    # It looks for more WAL that often, and writes into its log that there is none.
+    "wal_retrieve_retry_interval": "1h",
+}
+_BLOCK = f"{MARK}what follows"
 
 _JOB_RUNNERS = ("pg_cron", "pg_partman_bgw")
 """Libraries that only run jobs, such as the deletion of what is too old."""
@@ -124,7 +132,7 @@ class Configuration:
         self.overrides = {
             **HARMLESS,
             **self._own_places(),
-            **{name: control[label] for name, label in _CAPACITIES.items() if label in control},
+            **{name: control[label] for name, label in CAPACITIES.items() if label in control},
         }
         for line in confine_includes(self._main.path, self.cluster.data_directory, self.cluster.account):
             self.notes.append(f"postgresql.conf: left out, because it leads out of the base backup: {line}")
@@ -138,9 +146,39 @@ class Configuration:
         self._adapt_libraries()
         self._check_fsync()
 
+    @classmethod
+    def reopen(cls, cluster: Cluster, destination: Destination, database: str) -> Configuration:
+        """Return the configuration of a cluster that was restored before, as it is now."""
+        configuration = cls(cluster, destination, database)
+        text = configuration._main.read()
+        before, mark, block = text.rpartition(f"\n\n{_BLOCK}")
+        configuration._original = before if mark else text
+        settings = (parse_line(line) for line in block.splitlines()[1:] if mark)
+        configuration.overrides = dict(setting for setting in settings if setting is not None)
+        return configuration
+
     def add(self, settings: Mapping[str, str]) -> None:
         """Override more settings."""
         self.overrides.update(settings)
+        self._apply()
+
+    def hold_in_recovery(self, timeline: int, control: Mapping[str, str]) -> None:
+        """Let the server be a read-only one that follows nothing, and stays at the end of its own WAL.
+
+        `control` is what pg_controldata says after recovery: a standby must not be smaller than the
+        source was when it wrote the WAL, which may have been later than the base backup.
+        """
+        larger = {
+            name: str(max(int(control[label]), int(self.overrides.get(name, "0"))))
+            for name, label in CAPACITIES.items()
+            if label in control
+        }
+        self.add({**larger, **_HOLD, "recovery_target_timeline": str(timeline)})
+
+    def release(self) -> None:
+        """Undo what held it in recovery."""
+        for name in (*_HOLD, "recovery_target_timeline"):
+            self.overrides.pop(name, None)
         self._apply()
 
     def replace_access_rules(self, why: str) -> None:
@@ -193,8 +231,7 @@ class Configuration:
         """Write the overrides behind everything else: the last line that sets something counts."""
         self._drop_overridden(AUTO)
         self._main.write(
-            self._original.rstrip("\n")
-            + f"\n\n{MARK}what follows beats what is above, and makes this copy harmless.\n"
+            self._original.rstrip("\n") + f"\n\n{_BLOCK} beats what is above, and makes this copy harmless.\n"
             "# To put the copy into service, go through these lines and delete what is not wanted.\n"
             + format_settings(self.overrides)
         )
@@ -226,7 +263,7 @@ class Configuration:
         if disabled:
             reason = " ".join(said.split("\n")[0].split())
             self.notes += [f"left out of the configuration: {line} ({reason})" for line in disabled]
-            self._original = self._main.read().rpartition(f"\n\n{MARK}what follows")[0] + "\n"
+            self._original = self._main.read().rpartition(f"\n\n{_BLOCK}")[0] + "\n"
         return bool(disabled)
 
     def _start_afresh(self) -> None:

@@ -114,7 +114,7 @@ def choose_destination(
     if port is None:
         port = free_port()
     else:
-        _check_port(port)
+        check_port(port)
     return Destination(directory, port, keep_running)
 
 
@@ -130,7 +130,7 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
     else:
         directory.mkdir(mode=0o700)
         durable.fsync_directory(directory.parent)
-    _mark(destination, plan)
+    _mark(destination, plan.database, str(plan.target))
     # Ours, so that no server can change what stands beside its data; open to its group, to pass.
     _open_to_group(directory, account)
     destination.tablespaces.mkdir(mode=0o700)
@@ -140,6 +140,35 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
     # A person who starts the server later, with pg_ctl and as its user, goes on with this log.
     destination.log_file.touch(mode=0o600)
     give(destination.log_file, account)
+
+
+def claim_again(destination: Destination, database: str, wanted: str, account: Account) -> None:
+    """Mark a restore that is whole as incomplete again, because it is going on to what is `wanted`.
+
+    Raises DestinationInUse if somebody else does that at this moment.
+    """
+    _mark(destination, database, wanted)
+    make_owned_directory(destination.wal, account)
+
+
+def said_incomplete(destination: Destination) -> str:
+    """Return what to add to an error after which a directory is left incomplete."""
+    return (
+        f" {destination.directory} is marked {INCOMPLETE}: delete it before you restore there again "
+        f"(its log is {destination.log_file.name})."
+    )
+
+
+def check_room_for_wal(directory: Path, plan: Plan) -> None:
+    """Raise DestinationUnusable if the WAL of a plan does not fit where the base is already."""
+    free = _free_bytes(directory)
+    needed = min(plan.wal_bytes, AHEAD_BYTES) + min(plan.wal_bytes, REPLAYED_WAL_KEPT) + _SPARE_BYTES
+    if free < needed:
+        raise DestinationUnusable(
+            f"{directory} has {show_bytes(free)} free, and going on needs {show_bytes(needed)} for its WAL, "
+            "and some to spare",
+            remedy="Make room. Nothing was touched.",
+        )
 
 
 def space_needed(plan: Plan) -> int:
@@ -202,7 +231,7 @@ def _check_place(settings: Settings, directory: Path) -> None:
     if directory == root or root in directory.parents:
         raise DestinationInUse(
             f"{directory} lies in the backups themselves ({root})",
-            remedy="Name a directory elsewhere, or leave out --to: then it is made in restore_root "
+            remedy="Name a directory elsewhere, or none: then a new one is made in restore_root "
             f"({settings.restore_root}). Nothing was touched.",
         )
     for place in (directory, *directory.parents):
@@ -241,8 +270,8 @@ def _check_empty(directory: Path) -> None:
     hint = " A file system's own top directory is never empty: name one below it." * (found == ["lost+found"])
     raise DestinationInUse(
         f"{directory} is not empty (it holds {', '.join(found[:3])}{', …' if len(found) > 3 else ''})",
-        remedy="A restore needs a directory of its own: name one that does not exist yet, or leave out "
-        f"--to.{hint} Nothing was touched.",
+        remedy="A restore needs a directory of its own: name one that does not exist yet, or none, and a new "
+        f"one is made in restore_root.{hint} Nothing was touched.",
     )
 
 
@@ -283,8 +312,7 @@ def _enters(account: Account, directory: Path) -> bool:
 
 def _check_space(directory: Path, plan: Plan) -> None:
     place = _existing(directory)
-    status = os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
+    free = _free_bytes(place)
     needed = space_needed(plan)
     if free < needed:
         raise DestinationUnusable(
@@ -295,14 +323,21 @@ def _check_space(directory: Path, plan: Plan) -> None:
         )
 
 
-def _check_port(port: int) -> None:
+def check_port(port: int) -> None:
+    """Raise DestinationInUse if no server can listen on a port of 127.0.0.1 now, or BadRequest."""
     if not 0 < port < 65536:
         raise BadRequest(f"{port} is not a TCP port", remedy="Ports go from 1 to 65535.")
     if not port_is_free(port):
         raise DestinationInUse(
             f"the port {port} of 127.0.0.1 is taken, or not open to this user",
-            remedy="Name another one, or leave out --port: then a free one is taken. Nothing was touched.",
+            remedy="Name another one, or none: then a new restore takes one that is free. "
+            "Nothing was touched.",
         )
+
+
+def _free_bytes(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
 
 
 def _existing(path: Path) -> Path:
@@ -323,13 +358,13 @@ def _make_parents(directory: Path) -> None:
         durable.fsync_directory(path.parent)
 
 
-def _mark(destination: Destination, plan: Plan) -> None:
+def _mark(destination: Destination, database: str, wanted: str) -> None:
     begun = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     text = (
-        f"This directory is a restore of {plan.database} that has not finished, or was interrupted.\n"
+        f"This directory is a restore of {database} that has not finished, or was interrupted.\n"
         "It is not a database. Do not start a server here, and do not copy it.\n"
         "\n"
-        f"Wanted: {plan.target}\n"
+        f"Wanted: {wanted}\n"
         f"Begun:  {begun}, by process {os.getpid()} on {socket.gethostname()}\n"
         "\n"
         "If that process is gone: if data/postmaster.pid exists, end the server that its first line\n"

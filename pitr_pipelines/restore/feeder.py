@@ -42,12 +42,14 @@ class Feeder:
     `waited_s` is for how long, in seconds, recovery had asked for a file that was not ready.
     """
 
-    def __init__(self, files: SegmentFiles, directory: Path, ahead_bytes: int) -> None:
+    def __init__(
+        self, files: SegmentFiles, directory: Path, ahead_bytes: int, *, base_is_unpacked: bool
+    ) -> None:
         self.files = files
         self.waited_s = 0.0
         self._directory = directory
-        own = InBase(files.plan.base.day)
-        self._segments = [segment for segment in files.plan.segments if segment.place != own]
+        there = InBase(files.plan.base.day) if base_is_unpacked else None
+        self._segments = [segment for segment in files.plan.segments if segment.place != there]
         self._place = {str(segment.name): index for index, segment in enumerate(self._segments)}
         size = files.plan.base.wal_segment_size
         self._window = max(_AHEAD_AT_LEAST, ahead_bytes // size)
@@ -68,7 +70,7 @@ class Feeder:
 
     @property
     def total(self) -> int:
-        """How many segments there are to serve; those that the base backup carries are not among them."""
+        """How many segments there are to serve."""
         return len(self._segments)
 
     def check(self) -> None:
@@ -200,13 +202,20 @@ class Feeder:
 
 
 @contextmanager
-def feed(files: SegmentFiles, directory: Path, *, ahead_bytes: int = AHEAD_BYTES) -> Iterator[Feeder]:
+def feed(
+    files: SegmentFiles,
+    directory: Path,
+    *,
+    ahead_bytes: int = AHEAD_BYTES,
+    base_is_unpacked: bool = True,
+) -> Iterator[Feeder]:
     """Serve the WAL of a plan from `directory` for the length of the block.
 
-    The directory exists and belongs to the server's account. What is left in it afterwards is for the
+    What the plan's base backup carries is served too, unless `base_is_unpacked`: then recovery finds it in
+    pg_wal. The directory exists and belongs to the server's account. What is left in it afterwards is for the
     caller to remove.
     """
-    feeder = Feeder(files, directory, ahead_bytes)
+    feeder = Feeder(files, directory, ahead_bytes, base_is_unpacked=base_is_unpacked)
     try:
         feeder._start()
         yield feeder

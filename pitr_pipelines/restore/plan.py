@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from itertools import islice
 from typing import Protocol, TypeVar
 from zoneinfo import ZoneInfo
@@ -137,11 +137,12 @@ def make_plan(
     now: datetime,
     zone: ZoneInfo,
     timeline: int | None = None,
+    base: date | None = None,
 ) -> Plan:
     """Decide how to reach `target`. Raises NotRestorable (NotCovered where a seal may help).
 
-    `timeline` asks for a branch other than the one the server wrote last; `zone` is only how
-    moments are shown.
+    `timeline` asks for a branch other than the one the server wrote last, `base` for the base backup of
+    that day and no other; `zone` is only how moments are shown.
     """
     if isinstance(target, ImmediateTarget) and target.base is not None and timeline is None:
         # Nothing after it is replayed, so it does not matter whether the server went another way.
@@ -149,12 +150,18 @@ def make_plan(
     branch = inventory.branch(timeline)
     coverage = inventory.coverage()
     usable = [
-        base
-        for base in inventory.bases
+        held
+        for held in inventory.bases
         if branch
-        and branch.includes(base.timeline, base.end_lsn)
-        and coverage.reach(base.first_segment, branch) is not None
+        and branch.includes(held.timeline, held.end_lsn)
+        and coverage.reach(held.first_segment, branch) is not None
+        and base in (None, held.day)
     ]
+    if base is not None and not usable:
+        raise NotRestorable(
+            f"the base backup of {inventory.database} of {base} is gone, or the WAL that follows it",
+            remedy="What was restored from it cannot be moved on without it. It can be promoted where it is.",
+        )
     if branch is None or not usable:
         raise NotRestorable(
             f"there is no base backup of {inventory.database}"
@@ -292,7 +299,7 @@ class _Planner:
                 "where a whole transaction ends.",
             )
         base, segments, _, end = found
-        return self._plan(base, segments, StopAtXid(xid, inclusive, end.committed, end.at))
+        return self._plan(base, segments, StopAtXid(xid, inclusive, end.committed, end.at, end.lsn))
 
     def immediate(self, target: ImmediateTarget, bases: Sequence[BaseRecord]) -> Plan:
         chosen = [base for base in bases if target.base in (None, base.day)]

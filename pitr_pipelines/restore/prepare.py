@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.inventory import Inventory, read_inventory
@@ -31,6 +31,7 @@ def plan_restore(
     target: Target,
     *,
     timeline: int | None = None,
+    base: date | None = None,
     seal: bool = True,
     check: bool = True,
     now: datetime | None = None,
@@ -41,7 +42,8 @@ def plan_restore(
     When the archive does not cover a recent target yet, or the latest moment is asked for, the
     source is sealed first, if `seal` and if it answers. With `check`, every artifact of the plan is
     read and compared with its record; a damaged one is passed over if the target can be reached
-    without it, and the plan's notes say so. `now` is injected by tests. Raises NotRestorable, which
+    without it, and the plan's notes say so. `base` is the day of the
+    only base backup to use. `now` is injected by tests. Raises NotRestorable, which
     says what is missing or damaged and what can be restored, or BadRequest.
     """
     settings.database(database)
@@ -50,14 +52,14 @@ def plan_restore(
     unsealed: PitrError | None = None
     if seal and isinstance(target, LatestTarget):
         unsealed = _try_to_seal(settings, layout, database)
-    passing_over = _PassingOver(read_inventory(layout, database))
+    passing_over = _PassingOver(read_inventory(layout, database), base)
     try:
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     except NotCovered as refusal:
         unsealed = _try_to_seal(settings, layout, database) if seal else None
         if not seal or unsealed is not None:
             raise _with_reason(refusal, unsealed) from None
-        passing_over = _PassingOver(read_inventory(layout, database))
+        passing_over = _PassingOver(read_inventory(layout, database), base)
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     while check and (damage := list(find_damage(layout, plan, report))):
         passing_over = passing_over.also(damage)
@@ -72,12 +74,14 @@ class _PassingOver:
     """An inventory without what was found damaged, and what was found."""
 
     inventory: Inventory
+    base: date | None
     problems: tuple[str, ...] = ()
 
     def also(self, damage: Iterable[Damage]) -> _PassingOver:
         found = list(damage)
         return _PassingOver(
             self.inventory.without({part.artifact for part in found}),
+            self.base,
             self.problems + tuple(part.problem for part in found),
         )
 
@@ -89,7 +93,7 @@ class _PassingOver:
         A refusal names the damage, because without it there might be a plan.
         """
         try:
-            return _plan(settings, layout, self.inventory, target, now, timeline), self
+            return _plan(settings, layout, self.inventory, target, now, timeline, self.base), self
         except UnreadableSource as error:
             return self.also([error.damage]).plan(settings, layout, target, now, timeline)
         except NotRestorable as refusal:
@@ -110,13 +114,16 @@ def _plan(
     target: Target,
     now: datetime,
     timeline: int | None,
+    base: date | None,
 ) -> Plan:
     def binaries() -> Binaries:
         return find_binaries(inventory.bases[-1].major, settings.binaries)
 
     index = WalIndex(layout, inventory)
     with waldump_probe(layout, inventory.database, inventory.segment_size or 1, binaries) as probe:
-        return make_plan(inventory, index, target, probe, now=now, zone=settings.zone, timeline=timeline)
+        return make_plan(
+            inventory, index, target, probe, now=now, zone=settings.zone, timeline=timeline, base=base
+        )
 
 
 def _try_to_seal(settings: Settings, layout: Layout, database: str) -> PitrError | None:

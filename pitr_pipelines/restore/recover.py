@@ -14,13 +14,13 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pitr_pipelines.errors import RecoveryFailed
 from pitr_pipelines.postgres.account import give
-from pitr_pipelines.postgres.server import Cluster
+from pitr_pipelines.postgres.server import Cluster, Postmaster
 from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.restore.conf_file import ConfFile
 from pitr_pipelines.restore.configure import HARMLESS
@@ -41,13 +41,15 @@ from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
 
+RECOVERY_SIGNAL = "recovery.signal"
+SHUT_DOWN_IN_RECOVERY = "shut down in recovery"
+
 _POLL_S = 0.1
 _START_S = 30.0
 _COMING_UP_S = 1.0
 _STOP_S = 3600.0
-_RECOVERY_SIGNAL = "recovery.signal"
 _ACCESS_FILE = "pg_hba.recovery.conf"
-_LEFT_BY_THE_SOURCE = ("postmaster.pid", "postmaster.opts", "standby.signal", "promote")
+_LEFT_BY_THE_SOURCE = ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal", "promote")
 _LEFT_BY_RECOVERY = ("backup_label.old", "tablespace_map.old", _ACCESS_FILE)
 _PAGE_HEADER = struct.Struct("=HHIQI")
 _CONTINUES_RECORD = 0x0001
@@ -81,13 +83,9 @@ def recover(
     everybody who can enter it, for the length of the block. Then the server is stopped with a
     checkpoint; after any error or interruption it is ended at once. Raises RecoveryFailed.
     """
-    data_directory = cluster.data_directory
-    for name in _LEFT_BY_THE_SOURCE:
-        (data_directory / name).unlink(missing_ok=True)
-    ConfFile(data_directory / _ACCESS_FILE, cluster.account).write("local all all trust\n")
-    ConfFile(data_directory / _RECOVERY_SIGNAL, cluster.account).write("")
+    prepare_recovery(cluster, RECOVERY_SIGNAL)
     with private_directory(destination, cluster) as sockets:
-        options = recovery_options(plan, destination, sockets, capacity=_prepared_transactions(cluster))
+        options = recovery_options(plan, destination, sockets, capacity=prepared_transactions(cluster))
         log = RecoveryLog.at_end_of(destination.log_file)
         try:
             cluster.start(log_file=destination.log_file, options=options, wait=False)
@@ -95,13 +93,85 @@ def recover(
             yield _judge(cluster, plan, feeder, log), sockets
             cluster.stop("fast", timeout_s=_STOP_S)
         except BaseException:
-            _end(cluster)
+            end_at_once(cluster)
             raise
     state = cluster.control_data()["Database cluster state"]
     if state != "shut down":
         raise _failed(plan, log, f"the recovered server did not shut down cleanly (it is {state})")
+    tidy_up(cluster)
+
+
+def recover_and_stop(
+    cluster: Cluster, plan: Plan, destination: Destination, feeder: Feeder, *, report: Report = silent
+) -> RecoveryLog:
+    """Replay the WAL of the feeder up to the plan's stop, where the server ends by itself, still in recovery.
+
+    Nobody can connect to it meanwhile. Whether it stopped where it should is for `missed` to tell, when
+    it is known where that is. The stop must not be the end of the WAL: there PostgreSQL promotes.
+    Returns what it said; raises RecoveryFailed.
+    """
+    assert not isinstance(plan.stop, StopAtEnd)
+    prepare_recovery(cluster, RECOVERY_SIGNAL)
+    with private_directory(destination, cluster) as sockets:
+        options = recovery_options(plan, destination, sockets, capacity=prepared_transactions(cluster))
+        options |= {"recovery_target_action": "shutdown", "log_checkpoints": "on"}
+        log = RecoveryLog.at_end_of(destination.log_file)
+        try:
+            cluster.start(log_file=destination.log_file, options=options, wait=False)
+            life = Life(cluster, log)
+            while life.goes_on():
+                feeder.check()
+                _show(log, feeder, report)
+        except BaseException:
+            end_at_once(cluster)
+            raise
+    state = cluster.control_data()["Database cluster state"]
+    feeder.check()
+    if log.stopped is None or state != SHUT_DOWN_IN_RECOVERY:
+        problem, remedy = log.explain()
+        raise _failed(plan, log, f"{problem} (the cluster is {state})", remedy)
+    report(Progress("replay", feeder.total, feeder.total, "segments"))
+    return log
+
+
+def prepare_recovery(cluster: Cluster, signal_file: str) -> None:
+    """Let the next start of a stopped cluster be a recovery of the kind that `signal_file` stands for."""
+    for name in _LEFT_BY_THE_SOURCE:
+        (cluster.data_directory / name).unlink(missing_ok=True)
+    ConfFile(cluster.data_directory / _ACCESS_FILE, cluster.account).write("local all all trust\n")
+    ConfFile(cluster.data_directory / signal_file, cluster.account).write("")
+
+
+def tidy_up(cluster: Cluster) -> None:
+    """Remove what recovery leaves behind."""
     for name in _LEFT_BY_RECOVERY:
-        (data_directory / name).unlink(missing_ok=True)
+        (cluster.data_directory / name).unlink(missing_ok=True)
+
+
+@dataclass(slots=True)
+class Life:
+    """A server that was just started without waiting for it, and what it says."""
+
+    cluster: Cluster
+    log: RecoveryLog
+    _begun: float = field(default_factory=time.monotonic, init=False)
+    _seen: bool = field(default=False, init=False)
+
+    def goes_on(self) -> Postmaster | None:
+        """Wait a moment, read its log; return what it says of itself, None if it has ended."""
+        while True:
+            time.sleep(_POLL_S)
+            # In this order: what it said before it went away must be read after it did.
+            postmaster = self.cluster.postmaster()
+            self.log.update()
+            if postmaster is not None:
+                self._seen = True
+                return postmaster
+            if self._seen or self.log.problems or time.monotonic() - self._begun > _START_S:
+                time.sleep(_POLL_S)  # it may have been read while it was being written
+                postmaster = self.cluster.postmaster()
+                self.log.update()
+                return postmaster
 
 
 def recovery_options(
@@ -111,6 +181,23 @@ def recovery_options(
 
     `capacity` is how many prepared transactions there may be; `memory` is what can be used, in bytes.
     """
+    options = isolated_options(plan.database, destination, sockets, capacity=capacity, memory=memory)
+    options |= {
+        "restore_command": restore_command(destination.script, destination.wal),
+        "recovery_target_timeline": str(plan.branch.timeline),
+        "recovery_target_inclusive": "on",
+        "recovery_target_action": "promote",
+    }
+    for name, value in _target_settings(plan.stop).items():
+        del options[name]
+        options[name] = value
+    return options
+
+
+def isolated_options(
+    database: str, destination: Destination, sockets: Path, *, capacity: int, memory: int | None = None
+) -> dict[str, str]:
+    """Return the settings of a server that is cut off, fast, and has no target and no archive."""
     memory = available_memory() if memory is None else memory
     # PostgreSQL refuses a second target even while it is set to nothing, so the nothings come first.
     options = dict(HARMLESS)
@@ -122,7 +209,7 @@ def recovery_options(
         "port": str(destination.port),
         "unix_socket_directories": '"' + str(sockets).replace('"', '""') + '"',
         "unix_socket_permissions": "0700",
-        "cluster_name": f"{plan.database} recovery",
+        "cluster_name": f"{database} recovery",
         # Speed. Nothing here need survive a crash: then the directory is not a database.
         "fsync": "off",
         "shared_buffers": f"{max(16, min(memory // 4, 2 * 1024**3) // 1024**2)}MB",
@@ -142,14 +229,7 @@ def recovery_options(
         "log_line_prefix": LINE_PREFIX,
         "log_min_messages": "warning",
         "log_error_verbosity": "default",
-        "restore_command": restore_command(destination.script, destination.wal),
-        "recovery_target_timeline": str(plan.branch.timeline),
-        "recovery_target_inclusive": "on",
-        "recovery_target_action": "promote",
     }
-    for name, value in _target_settings(plan.stop).items():
-        del options[name]
-        options[name] = value
     return options
 
 
@@ -187,8 +267,7 @@ def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, feeder: Feeder, repor
         postmaster = cluster.postmaster()
         log.update()
         feeder.check()
-        done = min(count_segments(log.restored), feeder.total)
-        report(Progress("replay", done, feeder.total, "segments"))
+        _show(log, feeder, report)
         if postmaster is not None:
             seen = True
             if postmaster.status == "ready" and log.timeline is not None:
@@ -202,7 +281,12 @@ def _watch(cluster: Cluster, plan: Plan, log: RecoveryLog, feeder: Feeder, repor
         time.sleep(_POLL_S)
 
 
-def _end(cluster: Cluster) -> None:
+def _show(log: RecoveryLog, feeder: Feeder, report: Report) -> None:
+    done = min(count_segments(log.restored), feeder.total)
+    report(Progress("replay", done, feeder.total, "segments"))
+
+
+def end_at_once(cluster: Cluster) -> None:
     """End the server at once, even one that is only just coming up."""
     deadline = time.monotonic() + _COMING_UP_S
     while cluster.pid() is None and time.monotonic() < deadline:
@@ -216,9 +300,9 @@ def _judge(cluster: Cluster, plan: Plan, feeder: Feeder, log: RecoveryLog) -> Re
         raise _failed(plan, log, "it did not say where it ended")
     last = plan.segments[-1]
     size = plan.base.wal_segment_size
-    end = _end_of_replay(cluster, log.timeline)
+    end = end_of_replay(cluster, log.timeline)
     if not isinstance(plan.stop, StopAtEnd):
-        problem = _missed(plan, log, end)
+        problem = missed(plan, log, end)
         if problem is not None:
             raise _failed(plan, log, problem)
     else:
@@ -243,7 +327,7 @@ def _judge(cluster: Cluster, plan: Plan, feeder: Feeder, log: RecoveryLog) -> Re
     )
 
 
-def _missed(plan: Plan, log: RecoveryLog, end: Lsn) -> str | None:
+def missed(plan: Plan, log: RecoveryLog, end: Lsn) -> str | None:
     """Return how recovery missed the place at which it should stop, or None."""
     stopped = log.stopped or Stopped("", before=False)
     last = log.last_transaction_at
@@ -277,7 +361,7 @@ def _is_after(at: datetime, moment: datetime, inclusive: bool) -> bool:
     return at > moment if inclusive else at >= moment
 
 
-def _end_of_replay(cluster: Cluster, timeline: int) -> Lsn:
+def end_of_replay(cluster: Cluster, timeline: int) -> Lsn:
     """Return where the new timeline branched off, which is just past the last record replayed."""
     path = cluster.data_directory / "pg_wal" / history_file_name(timeline)
     return TimelineHistory.parse(timeline, path.read_text("utf-8", "replace")).ancestors[-1].switched_at
@@ -299,7 +383,7 @@ def _failed(plan: Plan, log: RecoveryLog, problem: str, remedy: str | None = Non
     )
 
 
-def _prepared_transactions(cluster: Cluster) -> int:
+def prepared_transactions(cluster: Cluster) -> int:
     """Return how many prepared transactions recovery should have room for.
 
     The source may have raised its limit after the base backup; room costs little.

@@ -24,6 +24,9 @@ _RESTORED = re.compile(r'restored log file "([0-9A-F.a-z]+)" from archive')
 _STOPPING = re.compile(r"recovery stopping (before|after) (.+)")
 _AT_TRANSACTION = re.compile(r"(?:commit|abort).* of transaction (\d+), time (.+)")
 _AT_LSN = re.compile(rf'WAL location \(LSN\) "{_LSN}"')
+_CONSISTENT = "consistent recovery state reached"
+_LAST_BY_THEN = re.compile(r"\[\d+\] DETAIL:  Last completed transaction was at log time (.+?)\.?$")
+"""What a restartpoint says: the time of the last transaction that is in it."""
 _LAST = re.compile(r"last completed transaction was at log time (.+)")
 _REDO_DONE = re.compile(rf"redo done at {_LSN}")
 _TIMELINE = re.compile(r"selected new timeline ID: (\d+)")
@@ -113,6 +116,7 @@ class RecoveryLog:
     timeline: int | None = None
     invalid: tuple[Lsn, str] | None = None
     """The first record that could not be read after the last file was given, and why."""
+    consistent: bool = False
     problems: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """The last lines."""
@@ -156,6 +160,8 @@ class RecoveryLog:
             return
         match = _LEVEL.search(line)
         if match is None:
+            if by_then := _LAST_BY_THEN.search(line):
+                self.last_transaction_at = _moment(by_then[1])
             return
         text = match["text"]
         if match["level"] in ("ERROR", "FATAL", "PANIC"):
@@ -169,6 +175,8 @@ class RecoveryLog:
             self.stopped = _stopped(text, found[1] == "before", found[2])
         elif found := _LAST.match(text):
             self.last_transaction_at = _moment(found[1])
+        elif text.startswith(_CONSISTENT):
+            self.consistent = True
         elif found := _REDO_DONE.match(text):
             self.redo_done_at = Lsn.parse(found[1])
         elif found := _TIMELINE.match(text):

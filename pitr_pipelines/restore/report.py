@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
 from pitr_pipelines.catalog.records import Moment
+from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.target import show_moment
 from pitr_pipelines.units import show_bytes, show_duration
 from pitr_pipelines.wal.lsn import Lsn
@@ -16,7 +18,9 @@ from pitr_pipelines.wal.lsn import Lsn
 class RestoreReport(BaseModel):
     """One restore that succeeded.
 
-    `timeline` is the restored cluster's new one, and `recovered_to_lsn` where it begins.
+    `timeline` is the restored cluster's new one, and `recovered_to_lsn` where it begins; of one that
+    stands at its target (`at_target` is pause or shutdown), the one that it replays, and how far it has.
+    `branch_timeline` is the branch of the source's history that was followed.
     `last_transaction_at` is when the last transaction that is in it ended (None: none was replayed);
     `first_left_out_at` is when the first that is not in it did (None: all there was is
     in it, or recovery stopped at no transaction). `base_bytes` is the base unpacked, `wal_bytes` the
@@ -30,6 +34,7 @@ class RestoreReport(BaseModel):
     database: str
     target: str
     stop: str
+    at_target: AtTarget = AtTarget.PROMOTE
     directory: Path
     data_directory: Path
     port: int
@@ -37,6 +42,7 @@ class RestoreReport(BaseModel):
     server_version: str
     system_identifier: str
     timeline: int
+    branch_timeline: int | None = None
     recovered_to_lsn: Lsn
     last_transaction_at: Moment | None
     first_left_out_at: Moment | None
@@ -67,6 +73,21 @@ class RestoreReport(BaseModel):
         """The share of the replay, from 0 to 1, in which recovery waited for WAL."""
         return min(1.0, self.wal_wait_s / max(self.recovery_s, 0.001))
 
+    @property
+    def stands(self) -> bool:
+        """Is the cluster still in recovery at its target, to be resumed?"""
+        return self.at_target is not AtTarget.PROMOTE
+
+    @property
+    def promote(self) -> str:
+        """The command that promotes a cluster that stands at its target."""
+        return f"pitr restore {shlex.quote(self.database)} --resume {shlex.quote(str(self.directory))}"
+
+    @property
+    def move_on(self) -> str:
+        """The command that moves it on; any other later target can stand where `--latest` does."""
+        return f"{self.promote} --latest"
+
     def lines(self, zone: ZoneInfo) -> list[str]:
         """Return the report as a person reads it, the most important first."""
         last = self.last_transaction_at
@@ -77,7 +98,7 @@ class RestoreReport(BaseModel):
             f"{self.wal_wait_share:.0%} waiting for WAL, finish {show_duration(self.finish_s)})",
             f"  data      {self.data_directory}",
             f"  state     last transaction {show_moment(last, zone) if last else 'that of the base backup'}; "
-            f"{self.recovered_to_lsn}, now timeline {self.timeline}",
+            f"{self.recovered_to_lsn}, {self._mode}",
         ]
         if self.first_left_out_at:
             lines.append(f"  left out  everything from {show_moment(self.first_left_out_at, zone)} on")
@@ -87,4 +108,14 @@ class RestoreReport(BaseModel):
             lines += [f"  connect   {self.connect}", f"  end it    {self.stop_command}"]
         else:
             lines += [f"  start it  {self.start}", f"  connect   {self.connect}"]
+        if self.stands:
+            lines += [f"  promote   {self.promote}"]
+            lines += [f"  move on   {self.move_on}   (or any later target; --at-target pause to look again)"]
         return lines
+
+    @property
+    def _mode(self) -> str:
+        if not self.stands:
+            return f"now timeline {self.timeline}"
+        how = "read-only" if self.running else "its server stopped"
+        return f"in recovery at the target, {how}; timeline {self.timeline}"

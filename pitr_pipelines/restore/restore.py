@@ -8,41 +8,37 @@ machine. Needs neither Dagster nor the source server.
 from __future__ import annotations
 
 import logging
-import shlex
-import shutil
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import write_record
-from pitr_pipelines.errors import PitrError, RecoveryFailed, ServerNotReady
+from pitr_pipelines.errors import PitrError
 from pitr_pipelines.postgres.account import server_account
-from pitr_pipelines.postgres.binaries import Binaries, find_binaries
+from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
-from pitr_pipelines.progress import Progress, Report, silent
+from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.restore.configure import Configuration
-from pitr_pipelines.restore.destination import Destination, choose_destination, claim, port_is_free
+from pitr_pipelines.restore.destination import Destination, choose_destination, claim, said_incomplete
 from pitr_pipelines.restore.feeder import feed
 from pitr_pipelines.restore.fetch import fetch
-from pitr_pipelines.restore.plan import Plan, StopAtTime
+from pitr_pipelines.restore.handover import Handover, in_sentences, terminable
+from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.plan_text import stop_text
-from pitr_pipelines.restore.recover import Recovered, recover
+from pitr_pipelines.restore.reach import reach
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.segment_files import SegmentFiles
+from pitr_pipelines.restore.standing import end_of_plan
 from pitr_pipelines.settings import Settings
 
-__all__ = ["Destination", "RestoreReport", "choose_destination", "restore"]
+__all__ = ["Destination", "RestoreReport", "choose_destination", "restore", "terminable"]
 
 logger = logging.getLogger(__name__)
-
-_START_S = 300.0
 
 
 def restore(
@@ -50,58 +46,49 @@ def restore(
     plan: Plan,
     destination: Destination,
     *,
+    at_target: AtTarget = AtTarget.PROMOTE,
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
 ) -> RestoreReport:
-    """Carry out a plan, in the directory that `choose_destination` gave.
+    """Carry out a plan, in the directory that `choose_destination` gave, and do `at_target` at its target.
 
     `report` gets the steps `extract`, `unpack` and `replay`; `log` gets a line at each turn.
 
-    Raises DestinationInUse if the directory is no longer free, BinariesNotFound; ArtifactDamaged,
+    Raises BadRequest if the server is to pause and not to run, DestinationInUse if the directory is no
+    longer free, BinariesNotFound; ArtifactDamaged,
     PitrError or RecoveryFailed after which the directory is marked INCOMPLETE; and RecoveryFailed
     that says so if the data is whole but the server does not start.
     """
+    check_keeps_running(at_target, destination.keep_running)
     account = server_account(settings.run_as)
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
-    with _in_sentences(destination):
+    stops = plan if at_target is AtTarget.PROMOTE else end_of_plan(settings, plan)
+    with in_sentences(destination):
         claim(destination, plan, account)
     try:
-        with terminable(), _in_sentences(destination):
-            work = _Restore(settings, plan, destination, binaries, report, log)
+        with terminable(), in_sentences(destination):
+            work = _Restore(settings, plan, stops, destination, at_target, report, log)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
         if destination.marker.exists():
-            error.remedy += (
-                f" {destination.directory} is marked INCOMPLETE: delete it before you restore there again "
-                f"(its log is {destination.log_file.name})."
-            )
+            error.remedy += said_incomplete(destination)
         raise
 
 
+@dataclass(frozen=True, slots=True)
 class _Restore:
-    """One restore under way."""
+    """One restore under way. `stops` is the plan with the stop that recovery is given."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        plan: Plan,
-        destination: Destination,
-        binaries: Binaries,
-        report: Report,
-        log: Callable[[str], None],
-    ) -> None:
-        self.settings = settings
-        self.plan = plan
-        self.destination = destination
-        self.binaries = binaries
-        self.report = report
-        self.log = log
+    settings: Settings
+    plan: Plan
+    stops: Plan
+    destination: Destination
+    at_target: AtTarget
+    report: Report
+    log: Callable[[str], None]
 
     def carry_out(self, cluster: Cluster) -> RestoreReport:
         plan, destination = self.plan, self.destination
-        # Slow to import, and only needed here.
-        from pitr_pipelines.restore.verify import look
-
         begun = time.monotonic()
         self.log(f"unpacking the base backup of {plan.base.day}, and the first of its WAL")
         files = SegmentFiles(Layout(self.settings.backup_root), plan, cluster.account)
@@ -113,23 +100,35 @@ class _Restore:
             fetched = time.monotonic()
 
             self.log(f"replaying {len(plan.segments)} WAL segments")
-            with recover(cluster, plan, destination, feeder, report=self.report) as (recovered, sockets):
-                seen = look(self.settings, plan.database, destination, sockets)
+            reached = reach(
+                self.settings,
+                cluster,
+                self.stops,
+                destination,
+                configuration,
+                self.at_target,
+                feeder,
+                self.report,
+            )
+        recovered, seen = reached.recovered, reached.seen
         replayed = time.monotonic()
 
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
-        self._make_whole(cluster, configuration)
+        handover = Handover(cluster, destination, plan.database)
+        handover.make_whole(configuration, self.report)
         done = RestoreReport(
             database=plan.database,
             target=str(plan.target),
             stop=stop_text(plan.stop, ZoneInfo("UTC")),
+            at_target=self.at_target,
             directory=destination.directory,
             data_directory=destination.data_directory,
             port=destination.port,
             running=False,
-            server_version=self.binaries.version,
+            server_version=cluster.binaries.version,
             system_identifier=control["Database system identifier"],
             timeline=recovered.timeline,
+            branch_timeline=plan.branch.timeline,
             recovered_to_lsn=recovered.end_lsn,
             last_transaction_at=recovered.last_transaction_at,
             first_left_out_at=recovered.stopped_before,
@@ -144,19 +143,19 @@ class _Restore:
             finish_s=time.monotonic() - replayed,
             total_s=time.monotonic() - begun,
             finished_at=datetime.now(UTC),
-            connect=self._connect(seen.superuser),
-            start=self._pg_ctl(cluster, "start", "-l", str(destination.log_file)),
-            stop_command=self._pg_ctl(cluster, "stop"),
-            checks=(*_checks(plan, recovered), *seen.checks),
+            connect=handover.connect_command(seen.superuser),
+            start=handover.start_command,
+            stop_command=handover.stop_command,
+            checks=(*reached.checks, *seen.checks),
             notes=(*plan.notes, *configuration.notes, *seen.notes),
         )
         write_record(destination.report_file, done)
         durable.remove_durably(destination.marker)
-        if not destination.keep_running:
+        if not reached.is_to_run:
             return done
 
         self.log(f"starting the restored server on port {destination.port}")
-        self._start(cluster, configuration)
+        handover.start(configuration)
         finished = time.monotonic()
         done = done.model_copy(
             update={
@@ -169,92 +168,3 @@ class _Restore:
         )
         write_record(destination.report_file, done)
         return done
-
-    def _make_whole(self, cluster: Cluster, configuration: Configuration) -> None:
-        """Bring the stopped cluster to disk, with nothing in it but itself."""
-        prepared = sum(1 for _ in (cluster.data_directory / "pg_twophase").iterdir())
-        if prepared > int(configuration.overrides.get("max_prepared_transactions", "0")):
-            configuration.add({"max_prepared_transactions": str(prepared)})
-        shutil.rmtree(self.destination.wal)
-        self.destination.script.unlink()
-        self.report(Progress("sync", 0, 1, "file systems"))
-        durable.sync_file_system(self.destination.directory)
-        self.report(Progress("sync", 1, 1, "file systems"))
-
-    def _start(self, cluster: Cluster, configuration: Configuration) -> None:
-        """Start the restored server as it is to be; it survives us."""
-        log_file = self.destination.log_file
-        try:
-            try:
-                cluster.start(log_file=log_file, timeout_s=_START_S)
-            except ServerNotReady as error:
-                if "could not load" not in error.what or "pg_hba.conf" not in error.what:
-                    raise
-                configuration.replace_access_rules("the server cannot use it here")
-                cluster.start(log_file=log_file, timeout_s=_START_S)
-        except ServerNotReady as error:
-            taken = (
-                "" if port_is_free(self.destination.port) else f"; the port {self.destination.port} is taken"
-            )
-            raise RecoveryFailed(
-                f"{self.plan.database} is restored, whole and on disk, in {self.destination.data_directory}, "
-                f"but its server does not start{taken}: {error.what}",
-                remedy=f"Correct {self.destination.data_directory / 'postgresql.conf'} and start it: "
-                + self._pg_ctl(cluster, "start", "-l", str(log_file)),
-            ) from None
-
-    def _connect(self, superuser: str | None) -> str:
-        name = shutil.which("psql") or str(self.binaries.directory / "psql")
-        user = f" -U {shlex.quote(superuser)}" if superuser else ""
-        return f"{shlex.quote(name)} -h 127.0.0.1 -p {self.destination.port}{user} -d postgres"
-
-    def _pg_ctl(self, cluster: Cluster, *words: str) -> str:
-        command = [str(self.binaries.directory / "pg_ctl"), "-D", str(cluster.data_directory), *words]
-        if cluster.account.switch:
-            command = ["runuser", "-u", cluster.account.name, "--", *command]
-        return shlex.join(command)
-
-
-def _checks(plan: Plan, recovered: Recovered) -> Iterator[str]:
-    if isinstance(plan.stop, StopAtTime) and recovered.stopped_before is not None:
-        yield (
-            f"recovery stopped before the first transaction after the target, of "
-            f"{recovered.stopped_before.isoformat(sep=' ')}"
-        )
-    elif recovered.stopped is not None:
-        yield f"PostgreSQL's log says: {recovered.stopped}"
-    else:
-        yield f"all WAL to the end of {plan.segments[-1].name} was replayed"
-    yield "the cluster shut down cleanly, and all of it is on disk"
-
-
-@contextmanager
-def _in_sentences(destination: Destination) -> Iterator[None]:
-    """Turn errors of the file system into ours."""
-    try:
-        yield
-    except OSError as error:
-        raise PitrError(
-            f"the restore cannot use {error.filename or destination.directory}: {error.strerror}",
-            remedy="Make room or mend the file system, or restore into another directory.",
-        ) from error
-
-
-@contextmanager
-def terminable() -> Iterator[None]:
-    """Let SIGTERM end us as Ctrl-C does, so that a server started here is ended too."""
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-    ):
-        yield
-        return
-
-    def leave(number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from pitr_pipelines.wal.lsn import Lsn
@@ -36,13 +36,15 @@ class StopAtLsn:
 class StopAtXid:
     """Recovery stops at the record, in the chain, that ends the transaction `xid`.
 
-    If `inclusive`, that record is replayed. `committed` is false if it was rolled back.
+    If `inclusive`, that record is replayed. `committed` is false if it was rolled back; `lsn` is where
+    it begins, if that is known.
     """
 
     xid: int
     inclusive: bool
     committed: bool
     at: datetime
+    lsn: Lsn | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

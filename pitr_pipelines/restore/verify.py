@@ -51,6 +51,16 @@ def look(settings: Settings, database: str, destination: Destination, sockets: P
     return Look((), (f"the recovered server could not be asked anything: {problem}",), None)
 
 
+def nobody_can_look() -> Look:
+    """Return what is known of a server that stands in recovery and does not open. It is no failure."""
+    note = (
+        "nobody can look into it here, so its server does not run: PostgreSQL opens a server in recovery "
+        "only when it knows every transaction that was open, and one had more than 64 subtransactions. It "
+        "can be promoted, or moved on to a later target"
+    )
+    return Look((), (note,), None)
+
+
 def _tell(databases: int, differing: list[str], subscriptions: int, superuser: str) -> Look:
     notes = []
     if differing:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -11,10 +11,19 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.defs.build import build_definitions
-from pitr_pipelines.defs.restore_job import check_hour, choose_target
+from pitr_pipelines.defs.restore_job import WhatAtTarget, check_hour, choose_target
 from pitr_pipelines.errors import BadRequest
-from pitr_pipelines.restore.stop import StopAtXid
-from pitr_pipelines.restore.target import HourTarget, LsnTarget, NameTarget, TimeTarget, XidTarget
+from pitr_pipelines.restore.at_target import AtTarget
+from pitr_pipelines.restore.stop import StopAtConsistency, StopAtXid
+from pitr_pipelines.restore.target import (
+    HourTarget,
+    ImmediateTarget,
+    LsnTarget,
+    NameTarget,
+    TimeTarget,
+    XidTarget,
+    parse_target,
+)
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import Lsn
@@ -119,10 +128,14 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
                     "target_lsn": None,
                     "target_name": None,
                     "target_xid": None,
+                    "target_immediate": False,
+                    "base": None,
                     "exclusive": False,
                 }
             },
-            "run_restore": {"config": {"directory": None, "port": None, "keep_running": True}},
+            "run_restore": {
+                "config": {"directory": None, "port": None, "keep_running": True, "at_target": "promote"}
+            },
         }
     }
 
@@ -134,8 +147,56 @@ def test_other_targets_than_times_can_be_given() -> None:
     assert choose_target(HOUR, None, UTC_ZONE, NOW, xid=740) == XidTarget(740)
     with pytest.raises(BadRequest, match="several targets are given: a time, an xid"):
         choose_target(HOUR, "2026-03-10 13:20", UTC_ZONE, NOW, xid=740)
-    with pytest.raises(BadRequest, match="exclusive does not go with the end of an hour"):
+    with pytest.raises(BadRequest, match="exclusive does not go with an hour"):
         choose_target(HOUR, None, UTC_ZONE, NOW, exclusive=True)
+
+
+def test_a_base_backup_alone_can_be_chosen_by_its_day_and_by_nothing_else() -> None:
+    assert choose_target(HOUR, None, UTC_ZONE, NOW, immediate=True) == ImmediateTarget()
+    chosen = choose_target(HOUR, None, UTC_ZONE, NOW, immediate=True, base="2026-03-09")
+    assert chosen == ImmediateTarget(date(2026, 3, 9))
+    with pytest.raises(BadRequest, match="'yesterday' is not a day"):
+        choose_target(HOUR, None, UTC_ZONE, NOW, immediate=True, base="yesterday")
+    with pytest.raises(BadRequest, match="a base backup is chosen, but the target is an hour"):
+        choose_target(HOUR, None, UTC_ZONE, NOW, base="2026-03-09")
+    with pytest.raises(BadRequest, match="a base backup is chosen, but the target is a time"):
+        choose_target(HOUR, "2026-03-10 13:30", UTC_ZONE, NOW, base="2026-03-09")
+    with pytest.raises(BadRequest, match="exclusive does not go with immediate"):
+        choose_target(HOUR, None, UTC_ZONE, NOW, immediate=True, exclusive=True)
+
+
+def test_a_base_backup_of_another_hour_is_refused_with_its_own() -> None:
+    plan = replace(plan_by_hand(target=ImmediateTarget()), stop=StopAtConsistency())
+    check_hour(plan, Hour.containing(plan.base.ended_at), UTC_ZONE)
+    with pytest.raises(BadRequest, match="the newest base backup is not in the chosen hour") as caught:
+        check_hour(plan, Hour.containing(plan.base.ended_at).following(), UTC_ZONE)
+    assert str(Hour.containing(plan.base.ended_at)) in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"time": "yesterday"},
+        {"lsn": "here"},
+        {"xid": "2"},
+        {"lsn": "0/3000028", "name": "deploy"},
+        {"time": "2026-03-10 13:30", "immediate": True},
+        {"name": "deploy", "exclusive": True},
+        {"immediate": True, "base": "first"},
+        {"lsn": "0/3000028", "base": "2026-03-09"},
+    ],
+)
+def test_the_job_refuses_with_the_words_of_the_command(words: dict[str, Any]) -> None:
+    with pytest.raises(BadRequest) as by_command:
+        parse_target(UTC_ZONE, **words)
+    job = {**words, "xid": int(words["xid"])} if "xid" in words else dict(words)
+    with pytest.raises(BadRequest) as by_job:
+        choose_target(HOUR, job.pop("time", None), UTC_ZONE, NOW, **job)
+    assert (by_job.value.what, by_job.value.remedy) == (by_command.value.what, by_command.value.remedy)
+
+
+def test_what_happens_at_the_target_has_the_words_of_the_command() -> None:
+    assert {choice.name: choice.value for choice in WhatAtTarget} == {str(a): a for a in AtTarget}
 
 
 def test_a_transaction_of_another_hour_is_refused() -> None:

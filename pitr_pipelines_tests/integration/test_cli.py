@@ -57,6 +57,17 @@ class Terminal:
             self.restored.append(int(pid_file.read_text().split()[0]))
         return report
 
+    def end_restored(self) -> None:
+        """End the servers that were restored."""
+        for pid in self.restored:
+            try:
+                os.kill(pid, signal.SIGQUIT)
+            except ProcessLookupError:
+                continue
+            while Path(f"/proc/{pid}").exists():
+                time.sleep(0.02)
+        self.restored.clear()
+
 
 @pytest.fixture
 def server(server_factory: ServerFactory) -> TestServer:
@@ -72,13 +83,7 @@ def settings(server: TestServer, pitr_settings: SettingsMaker) -> Settings:
 def terminal(settings: Settings, pitr_settings: SettingsMaker) -> Iterator[Terminal]:
     made = Terminal(pitr_settings.file)
     yield made
-    for pid in made.restored:
-        try:
-            os.kill(pid, signal.SIGQUIT)
-        except ProcessLookupError:
-            continue
-        while Path(f"/proc/{pid}").exists():
-            time.sleep(0.02)
+    made.end_restored()
 
 
 def test_from_a_bare_server_to_a_dropped_table_that_is_back(

@@ -39,6 +39,7 @@ class Written:
     server: TestServer
     settings: Settings
     connection: psycopg.Connection
+    base_ended_at: datetime
     xids: dict[int, int] = field(default_factory=dict)
     lsns: dict[int, Lsn] = field(default_factory=dict)
     times: dict[int, datetime] = field(default_factory=dict)
@@ -72,8 +73,8 @@ def start(server_factory: ServerFactory, pitr_settings: SettingsMaker, major: in
     connection = server.connect()
     connection.execute("CREATE TABLE rows (id int)")
     connection.execute("INSERT INTO rows VALUES (0)")
-    take_base_backup(settings, "order-db")
-    return Written(server, settings, connection)
+    base = take_base_backup(settings, "order-db")
+    return Written(server, settings, connection, base.ended_at)
 
 
 @pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from pitr_pipelines.postgres.account import Account, make_owned_directory
+from pitr_pipelines.postgres.binaries import Binaries
 from pitr_pipelines.postgres.server import Cluster, free_port
 from pitr_pipelines.restore import configure, memory
 from pitr_pipelines.restore.conf_file import ConfFile, confine_includes, format_settings, parse_line
@@ -285,3 +286,27 @@ def test_a_long_path_leaves_out_the_socket(
 
 def test_available_memory_is_some() -> None:
     assert 16 * 1024**2 < memory.available_memory() < 2**50
+
+
+def test_what_holds_it_in_recovery_is_undone_without_a_trace(
+    conf: Callable[[str, str], ConfFile], tmp_path: Path, account: Account
+) -> None:
+    main = conf("postgresql.conf", "work_mem = '1MB' # mine\n")
+    conf("postgresql.auto.conf", "")
+    cluster = Cluster(main.path.parent, Binaries(tmp_path, 15, "15.0"), account)
+    destination = Destination(tmp_path, 5433, keep_running=True)
+    configuration = Configuration(cluster, destination, "order-db")
+    configuration._original = main.read()
+    configuration.add({"port": "5433", "cluster_name": 'it\'s \\ "here"', "max_connections": "10"})
+    before = main.read()
+
+    configuration.hold_in_recovery(3, {"max_connections setting": "10"})
+    held = dict(filter(None, map(parse_line, main.read().splitlines())))
+    again = Configuration.reopen(cluster, destination, "order-db")
+    again.release()
+
+    assert held["hot_standby"] == "on"
+    assert held["recovery_target_timeline"] == "3"
+    assert main.read() == before
+    configuration.hold_in_recovery(3, {"max_connections setting": "400"})
+    assert Configuration.reopen(cluster, destination, "order-db").overrides["max_connections"] == "400"

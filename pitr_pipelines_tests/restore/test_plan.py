@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -89,7 +90,7 @@ class World:
     def inventory(self) -> Inventory:
         return read_inventory(self.store.layout, DATABASE)
 
-    def plan(self, target: Target, inventory: Inventory | None = None, **options: int) -> Plan:
+    def plan(self, target: Target, inventory: Inventory | None = None, **options: Any) -> Plan:
         inventory = inventory or self.inventory()
         index = WalIndex(self.store.layout, inventory)
         return make_plan(inventory, index, target, FakeProbe(self.commits), now=NOW, zone=ZONE, **options)
