@@ -65,8 +65,8 @@ HARMLESS: Mapping[str, str] = {
 }
 """Settings that keep a copy of a cluster from doing what the cluster did."""
 
-_UNWANTED = frozenset({"external_pid_file"})
-"""What may not be set at all: set to nothing, PostgreSQL complains."""
+_UNWANTED = frozenset({"external_pid_file", "promote_trigger_file"})
+"""What may not be set at all: set to nothing, PostgreSQL complains, or, from 16 on, no longer knows it."""
 
 CAPACITIES = {
     "max_connections": "max_connections setting",

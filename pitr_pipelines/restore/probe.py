@@ -83,11 +83,23 @@ class WaldumpProbe:
                 return found
         return None
 
-    def last_record(self, previous: WalSegment | None, segment: WalSegment) -> Lsn | None:
-        """Return where the last record that ends in `segment` begins, if there is one."""
+    def last_record(
+        self, previous: WalSegment | None, segment: WalSegment, *, may_end_torn: bool = False
+    ) -> Lsn | None:
+        """Return where the last record that ends in `segment` begins, if there is one.
+
+        `may_end_torn` says that the segment need not be readable to its end.
+        """
         first = self._ready(previous, segment)
         with _naming(segment):
-            return last_record(self.binaries(), self.scratch, first.name, segment.name, self.segment_size)
+            return last_record(
+                self.binaries(),
+                self.scratch,
+                first.name,
+                segment.name,
+                self.segment_size,
+                may_end_torn=may_end_torn,
+            )
 
     def _ends(self, previous: WalSegment | None, segment: WalSegment) -> list[TransactionEnd]:
         first = _together(previous, segment)

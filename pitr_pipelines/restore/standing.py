@@ -41,6 +41,7 @@ from pitr_pipelines.restore.recover import (
     tidy_up,
 )
 from pitr_pipelines.restore.recovery_log import RecoveryLog
+from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.lsn import Lsn
 
@@ -70,7 +71,13 @@ def end_of_plan(settings: Settings, plan: Plan) -> Plan:
     binaries = find_binaries(plan.base.major, settings.binaries)
     with waldump_probe(layout, plan.database, plan.base.wal_segment_size, lambda: binaries) as probe:
         for index in range(len(plan.segments) - 1, -1, -1):
-            last = probe.last_record(plan.segments[index - 1] if index else None, plan.segments[index])
+            segment = plan.segments[index]
+            last = probe.last_record(
+                plan.segments[index - 1] if index else None,
+                segment,
+                # A backup may end in the middle of a segment, of which the rest is what was there before.
+                may_end_torn=segment.place == InBase(plan.base.day),
+            )
             if last is not None:
                 return replace(plan, stop=StopAtLsn(last))
     raise NotRestorable(

@@ -67,7 +67,7 @@ def test_paused_at_any_target_it_shows_that_state_and_is_promoted_to_it_without_
         with stood(made.settings, target) as stand:
             assert stand.report.running
             assert not (stand.directory / "INCOMPLETE").exists()
-            for restart in (None, "immediate", "fast"):
+            for restart in (None, "immediate"):
                 if restart:
                     stand.restart(restart)
                 assert stand.rows() == expected, target

@@ -8,17 +8,19 @@ import time
 
 import pytest
 
-from pitr_pipelines.errors import DestinationInUse, PitrError
+from pitr_pipelines.errors import DestinationInUse, NotRestorable, PitrError
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import free_port
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.resume import find_standing, move_on, plan_resume, promote
-from pitr_pipelines.restore.target import LatestTarget, TimeTarget, XidTarget
+from pitr_pipelines.restore.target import ImmediateTarget, LatestTarget, LsnTarget, TimeTarget, XidTarget
 from pitr_pipelines.restore.wal_source import InArchive
+from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines_tests.integration.restoring import now
 from pitr_pipelines_tests.integration.standing import stood
 from pitr_pipelines_tests.integration.test_at_target import written
 from pitr_pipelines_tests.integration.test_moments import SEED, clear_moment, committed, pgbench, writers
+from pitr_pipelines_tests.integration.test_targets import start
 from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, wait_for
 
 pytestmark = pytest.mark.slow
@@ -76,6 +78,53 @@ def test_before_and_beyond_a_change_of_timeline_with_a_transaction_prepared(
         with stand.connect() as connection:
             connection.execute("COMMIT PREPARED 'open'")
         assert stand.rows() == {1, 2, 3, 4, 5}
+
+
+@pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
+def test_where_its_last_record_is_the_checkpoint_from_which_it_starts(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int
+) -> None:
+    made = start(server_factory, pitr_settings, major)
+    made.insert(1)
+    made.connection.close()
+    made.server.stop()
+    checkpoint = Lsn.parse(made.server.cluster.control_data()["Latest checkpoint location"])
+    made.server.start()
+    made.connection = made.server.connect()
+    made.insert(2)
+    made.connection.execute("SELECT pg_switch_wal()")
+    made.connection.close()
+    made.server.stop()
+    with stood(made.settings, LsnTarget(checkpoint)) as stand:
+        assert stand.cluster.control_data()["Latest checkpoint location"] == str(checkpoint)
+        stand.restart("immediate")
+        assert stand.rows() == {0, 1}
+        stand.move_on(XidTarget(made.xids[2], inclusive=False), AtTarget.PAUSE)
+        assert stand.rows() == {0, 1}
+        stand.move_on(XidTarget(made.xids[2]))
+        assert stand.rows() == {0, 1, 2}
+    with stood(made.settings, LsnTarget(checkpoint)) as stand:
+        stand.promote()
+        assert stand.rows() == {0, 1}
+
+
+@pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
+def test_with_nothing_but_a_base_backup_it_stands_at_its_end(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int
+) -> None:
+    made = start(server_factory, pitr_settings, major)
+    made.connection.close()
+    made.server.stop()
+    for segment in made.server.archive.glob("0*"):
+        segment.unlink()
+    with stood(made.settings, ImmediateTarget()) as stand:
+        assert stand.rows() == {0}
+        stand.move_on(LatestTarget(), AtTarget.PAUSE)  # over the end of the segment
+        assert stand.rows() == {0}
+        with pytest.raises(NotRestorable, match="is not ahead"):
+            stand.move_on(LatestTarget())
+        stand.promote()
+        assert stand.rows() == {0}
 
 
 def test_wal_that_is_lost_on_the_way_leaves_it_where_it_stood(
