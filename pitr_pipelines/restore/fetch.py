@@ -50,7 +50,7 @@ def fetch(
     """
     stage = Stage(layout, plan, destination.staging, account)
     tablespaces = {
-        tablespace.oid: destination.tablespaces / str(tablespace.oid) for tablespace in plan.base.tablespaces
+        tablespace.oid: destination.tablespace(tablespace.oid) for tablespace in plan.base.tablespaces
     }
     workers = max(1, min(os.cpu_count() or 1, _MEMORY_BYTES // plan.base.wal_segment_size))
     with ThreadPoolExecutor(workers, "pitr-fetch") as pool:

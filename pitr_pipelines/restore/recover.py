@@ -73,13 +73,19 @@ class Recovered:
 
 @contextmanager
 def recover(
-    cluster: Cluster, plan: Plan, destination: Destination, *, report: Report = silent
+    cluster: Cluster,
+    plan: Plan,
+    destination: Destination,
+    *,
+    in_place: bool = False,
+    report: Report = silent,
 ) -> Iterator[tuple[Recovered, Path]]:
     """Replay the staged WAL, promote, and check that the target was reached.
 
-    Yields what it came to, and the directory of the socket on which the recovered server accepts
-    everybody who can enter it, for the length of the block. Then the server is stopped with a
-    checkpoint; after any error or interruption it is ended at once. Raises RecoveryFailed.
+    `in_place` says that the WAL may create tablespaces inside the data directory. Yields what it came
+    to, and the directory of the socket on which the recovered server accepts everybody who can enter
+    it, for the length of the block. Then the server is stopped with a checkpoint; after any error or
+    interruption it is ended at once. Raises RecoveryFailed.
     """
     data_directory = cluster.data_directory
     for name in _LEFT_BY_THE_SOURCE:
@@ -88,6 +94,10 @@ def recover(
     ConfFile(data_directory / _RECOVERY_SIGNAL, cluster.account).write("")
     with private_directory(destination, cluster) as sockets:
         options = recovery_options(plan, destination, sockets, capacity=_prepared_transactions(cluster))
+        if in_place:
+            # Else PostgreSQL takes a directory among the links to tablespaces for damage.
+            # Source: CheckTablespaceDirectory() in src/backend/access/transam/xlogrecovery.c.
+            options = {"allow_in_place_tablespaces": "on", **options}
         log = RecoveryLog.at_end_of(destination.log_file)
         total = _count_staged(destination)
         try:

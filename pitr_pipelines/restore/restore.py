@@ -29,6 +29,7 @@ from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import Destination, choose_destination, claim, port_is_free
+from pitr_pipelines.restore.diversion import divert, settle
 from pitr_pipelines.restore.fetch import fetch
 from pitr_pipelines.restore.plan import Plan, StopAtTime
 from pitr_pipelines.restore.plan_text import stop_text
@@ -73,6 +74,9 @@ def restore(
                 f" {destination.directory} is marked INCOMPLETE: delete it before you restore there again "
                 f"(its log is {destination.log_file.name})."
             )
+            if destination.placed:
+                places = ", ".join(str(place) for place in destination.placed.values())
+                error.remedy += f" So are the directories of its tablespaces: {places}."
         raise
 
 
@@ -105,14 +109,27 @@ class _Restore:
         staged = fetch(
             Layout(self.settings.backup_root), plan, destination, cluster.account, report=self.report
         )
+        diverted = divert(
+            destination,
+            plan.base.wal_segment_size,
+            self.binaries,
+            cluster.account,
+            report=self.report,
+        )
+        for tablespace in diverted:
+            self.log(f"the WAL creates the tablespace {tablespace.oid}: kept out of {tablespace.location}")
         control = cluster.control_data()
         configuration = Configuration(cluster, destination, plan.database)
         configuration.adapt(control)
         fetched = time.monotonic()
 
         self.log("replaying the WAL")
-        with recover(cluster, plan, destination, report=self.report) as (recovered, sockets):
+        with recover(cluster, plan, destination, in_place=bool(diverted), report=self.report) as (
+            recovered,
+            sockets,
+        ):
             seen = look(self.settings, plan.database, destination, sockets)
+        moved = tuple(settle(cluster, destination, diverted))
         replayed = time.monotonic()
 
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
@@ -145,10 +162,11 @@ class _Restore:
             start=self._pg_ctl(cluster, "start", "-l", str(destination.log_file)),
             stop_command=self._pg_ctl(cluster, "stop"),
             checks=(*_checks(plan, recovered), *seen.checks),
-            notes=(*plan.notes, *configuration.notes, *seen.notes),
+            notes=(*plan.notes, *configuration.notes, *seen.notes, *moved),
         )
         write_record(destination.report_file, done)
-        durable.remove_durably(destination.marker)
+        for marker in destination.markers:
+            durable.remove_durably(marker)
         if not destination.keep_running:
             return done
 
@@ -161,7 +179,7 @@ class _Restore:
                 "finish_s": finished - replayed,
                 "total_s": finished - begun,
                 "finished_at": datetime.now(UTC),
-                "notes": (*plan.notes, *configuration.notes, *seen.notes),
+                "notes": (*plan.notes, *configuration.notes, *seen.notes, *moved),
             }
         )
         write_record(destination.report_file, done)
@@ -175,7 +193,8 @@ class _Restore:
         shutil.rmtree(self.destination.staging)
         self.destination.script.unlink()
         self.report(Progress("sync", 0, 1, "file systems"))
-        durable.sync_file_system(self.destination.directory)
+        for directory in self.destination.directories:
+            durable.sync_file_system(directory)
         self.report(Progress("sync", 1, 1, "file systems"))
 
     def _start(self, cluster: Cluster, configuration: Configuration) -> None:

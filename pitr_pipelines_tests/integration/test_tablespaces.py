@@ -1,0 +1,139 @@
+"""Tablespaces come back where they are wanted, and never where the original has its own."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pitr_pipelines.postgres.account import make_owned_directory
+from pitr_pipelines.postgres.base_backup import take_base_backup
+from pitr_pipelines.postgres.server import Cluster
+from pitr_pipelines.restore.target import LatestTarget, TimeTarget
+from pitr_pipelines_tests.integration.restoring import now
+from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
+from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
+
+pytestmark = pytest.mark.slow
+
+oldest_and_newest = pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
+
+
+def make_tablespace(scene: Scene, directory: Path, name: str) -> Path:
+    place = make_owned_directory(directory / f"original {name}", scene.server.cluster.account)
+    scene.server.execute(f"CREATE TABLESPACE {name} LOCATION '{place}'")
+    return place
+
+
+def located(connection: psycopg.Connection) -> dict[str, str]:
+    """Return where each tablespace lies, by its name."""
+    return dict(
+        connection.execute(
+            "SELECT spcname::text, pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname !~ '^pg_'"
+        ).fetchall()
+    )
+
+
+def values(connection: psycopg.Connection, table: str) -> set[int]:
+    return {row[0] for row in connection.execute(f"SELECT number FROM {table}".encode())}
+
+
+@oldest_and_newest
+def test_one_that_is_created_after_the_base_is_made_in_the_copy_and_the_originals_is_not_touched(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
+) -> None:
+    scene = make_scene(server_factory, pitr_settings, major=major)
+    place = make_tablespace(scene, reachable_tmp, "later")
+    dropped = make_tablespace(scene, reachable_tmp, "dropped")
+    scene.server.execute("CREATE TABLE spaced TABLESPACE later AS SELECT 1 AS number")
+    scene.server.execute("CREATE DATABASE there TABLESPACE later")
+    scene.server.execute("CREATE TABLE gone TABLESPACE dropped AS SELECT 1 AS number")
+    scene.server.execute("DROP TABLE gone")
+    scene.server.execute("DROP TABLESPACE dropped")
+    dropped.rmdir()
+    time.sleep(0.1)
+    moment = now()
+    scene.server.execute("INSERT INTO spaced VALUES (2)")
+    scene.server.execute("CHECKPOINT")
+    scene.switch()
+    before, archived = snapshot(place), snapshot(scene.layout.wal("order-db"))
+    with scene.restored(TimeTarget(moment)) as (report, connection):
+        (location,) = located(connection).values()
+        assert Path(location).parent == report.directory / "tablespaces"
+        assert any(f"after the base backup, in {place}" in note for note in report.notes)
+        assert values(connection, "spaced") == {1}
+        connection.execute("INSERT INTO spaced VALUES (3)")
+        connection.execute("CHECKPOINT")
+        # It is there for good: also after crash recovery in the copy.
+        source = scene.server.cluster
+        copy = Cluster(report.data_directory, source.binaries, source.account)
+        copy.stop("immediate")
+        copy.start(log_file=report.directory / "server.log")
+        with psycopg.connect(f"host=127.0.0.1 port={report.port} user=postgres dbname=there") as there:
+            assert located(there) == {"later": location}
+    assert snapshot(place) == before
+    assert snapshot(scene.layout.wal("order-db")) == archived
+    scene.server.restart()
+    with scene.server.connect() as original:
+        assert values(original, "spaced") == {1, 2}
+    shutil.rmtree(report.directory)
+
+
+@oldest_and_newest
+def test_it_does_not_matter_that_the_originals_directory_is_not_there(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
+) -> None:
+    """As on another machine, where PostgreSQL alone would not recover at all."""
+    scene = make_scene(server_factory, pitr_settings, major=major)
+    place = make_tablespace(scene, reachable_tmp, "later")
+    scene.server.execute("CREATE TABLE spaced TABLESPACE later AS SELECT 1 AS number")
+    scene.switch()
+    scene.server.stop()
+    shutil.rmtree(place)
+    with scene.restored(LatestTarget()) as (_, connection):
+        assert values(connection, "spaced") == {1}
+    assert not place.exists()
+
+
+@oldest_and_newest
+def test_each_goes_where_it_is_wanted_whatever_moves_between_them(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
+) -> None:
+    scene = make_scene(server_factory, pitr_settings, major=major)
+    one, two = (make_tablespace(scene, reachable_tmp, name) for name in ("one", "two"))
+    scene.server.execute("CREATE TABLE moving TABLESPACE one AS SELECT generate_series(1, 1000) AS number")
+    scene.server.execute("CREATE TABLE staying TABLESPACE two AS SELECT 7 AS number")
+    scene.server.execute("CREATE DATABASE housed TABLESPACE two")
+    scene.server.execute("CREATE DATABASE moved TABLESPACE one")
+    take_base_backup(scene.settings, "order-db", replace=True)
+    scene.server.execute("ALTER TABLE moving SET TABLESPACE two")
+    scene.server.execute("INSERT INTO moving VALUES (-1)")
+    scene.server.execute("ALTER TABLE staying SET TABLESPACE one")
+    scene.server.execute("ALTER DATABASE moved SET TABLESPACE two")
+    with scene.server.connect(dbname="housed") as connection:
+        connection.execute("CREATE TABLE inside AS SELECT 5 AS number")
+    scene.switch()
+    plan = scene.plan(LatestTarget())
+    oids = {tablespace.location: tablespace.oid for tablespace in plan.base.tablespaces}
+    wanted = {
+        str(oids[str(one)]): str(reachable_tmp / "new one"),
+        f"{two}/": str(reachable_tmp / "b" / "two"),
+    }
+    before = [snapshot(one), snapshot(two)]
+    with scene.restored(LatestTarget(), tablespaces=wanted) as (report, connection):
+        assert located(connection) == {
+            "one": str(reachable_tmp / "new one"),
+            "two": str(reachable_tmp / "b" / "two"),
+        }
+        assert values(connection, "moving") == {-1, *range(1, 1001)}
+        assert values(connection, "staying") == {7}
+        for dbname, table, found in (("housed", "inside", {5}), ("moved", "pg_database", None)):
+            with psycopg.connect(f"host=127.0.0.1 port={report.port} user=postgres dbname={dbname}") as other:
+                assert found is None or values(other, table) == found
+        for path in (report.directory, *map(Path, located(connection).values())):
+            assert not (path / "INCOMPLETE").exists()
+    assert list((report.directory / "tablespaces").iterdir()) == []
+    assert [snapshot(one), snapshot(two)] == before
