@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import time
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from pitr_pipelines.postgres.account import make_owned_directory
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
+from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines_tests.integration.restoring import now
 from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
 from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
@@ -137,3 +140,63 @@ def test_each_goes_where_it_is_wanted_whatever_moves_between_them(
             assert not (path / "INCOMPLETE").exists()
     assert list((report.directory / "tablespaces").iterdir()) == []
     assert [snapshot(one), snapshot(two)] == before
+
+
+def test_creations_are_found_wherever_pages_and_segments_divide_them(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
+) -> None:
+    """Every directory is gone, so that recovery would end at the first one that was overlooked."""
+    size = 1024 * 1024
+    scene = make_scene(server_factory, pitr_settings, wal_segment_size_mb=1)
+    place = make_owned_directory(reachable_tmp / "space", scene.server.cluster.account)
+    with scene.server.connect() as connection:
+        # Then what precedes the record has nearly always the same length, which is measured first.
+        connection.execute("ALTER SYSTEM SET full_page_writes = off")
+        connection.execute("SELECT pg_reload_conf()")
+        ahead = 0
+        for unit in (size, 8192, size):
+            for distance in range(-48 if ahead else 96, 112, 8):
+                end = wal_position(connection) // unit * unit + max(unit, 16384)
+                # A message takes some 56 bytes more than what it says, and 24 for each page.
+                for left in (16000, 2000, 56):
+                    fill(connection, end - ahead - distance - left - wal_position(connection))
+                begun = wal_position(connection)
+                connection.execute(f"CREATE TABLESPACE space LOCATION '{place}'".encode())
+                connection.execute("DROP TABLESPACE space")
+            if not ahead:
+                last = SegmentName.parse(scene.switch())
+                first = SegmentName.containing(begun, last.timeline, size)
+                *_, begin = creations(scene, first, last)
+                ahead = begin - begun
+    place.rmdir()
+    scene.switch()
+    plan = scene.plan(LatestTarget())
+    begins = creations(scene, plan.base.first_segment, plan.segments[-1].name)
+    assert len(begins) == 42
+    for unit in (8192, size):
+        assert any(0 < unit - begin % unit < 40 for begin in begins), [str(b) for b in begins]
+    with scene.restored(LatestTarget()) as (_, connection):
+        assert located(connection) == {}
+
+
+def wal_position(connection: psycopg.Connection) -> int:
+    row = connection.execute("SELECT pg_current_wal_insert_lsn() - '0/0'").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+def fill(connection: psycopg.Connection, length: int) -> None:
+    if length > 0:
+        connection.execute("SELECT pg_logical_emit_message(false, '', repeat('x', %s))", [length])
+
+
+def creations(scene: Scene, first: SegmentName, last: SegmentName) -> list[int]:
+    """Ask pg_waldump where the records begin in some archived segments."""
+    program = scene.server.cluster.binaries.program("pg_waldump")
+    done = subprocess.run(
+        [program, "--rmgr=Tablespace", f"--path={scene.layout.wal('order-db')}", str(first), str(last)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [Lsn.parse(lsn) for lsn in re.findall(r"lsn: (\S+), .*desc: CREATE", done.stdout)]
