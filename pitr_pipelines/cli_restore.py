@@ -32,6 +32,15 @@ from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progres
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done; change nothing.")
 @click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
+@click.option(
+    "--tablespace",
+    "tablespaces",
+    multiple=True,
+    metavar="OID_OR_LOCATION=DIRECTORY",
+    help="A new directory for a tablespace; may be repeated. Default: below the restore's.",
+)
+@click.option("--skip-page-checks", is_flag=True, help="Do not check page checksums: faster, on a slow disk.")
+@click.option("--amcheck", is_flag=True, help="Run pg_amcheck over every database of the restored cluster.")
 @JSON_OPTION
 @click.pass_context
 def restore(
@@ -51,6 +60,9 @@ def restore(
     port: int | None,
     plan_only: bool,
     stopped: bool,
+    tablespaces: tuple[str, ...],
+    skip_page_checks: bool,
+    amcheck: bool,
     as_json: bool,
 ) -> None:
     """Restore a database to a moment, into a new directory beside the old one.
@@ -61,9 +73,12 @@ def restore(
     from pitr_pipelines.restore.plan import NotCovered
     from pitr_pipelines.restore.plan_text import plan_json, plan_lines
     from pitr_pipelines.restore.prepare import plan_restore
+    from pitr_pipelines.restore.tablespace_places import parse_assignments, resolve_places
     from pitr_pipelines.restore.target import parse_target
+    from pitr_pipelines.restore.verification import Verification
 
     settings = load_settings(ctx.obj)
+    wanted = parse_assignments(tablespaces)
     target = parse_target(
         settings.zone,
         time=time,
@@ -81,21 +96,25 @@ def restore(
             plan = plan_restore(
                 settings, database, target, timeline=timeline, seal=not plan_only, report=report
             )
+        placed = resolve_places(plan.base, wanted)
         if plan_only:
             if as_json:
-                print_json(plan_json(plan))
+                print_json(plan_json(plan, placed))
             else:
-                click.echo("\n".join(plan_lines(plan, settings.zone)))
+                click.echo("\n".join(plan_lines(plan, settings.zone, placed)))
                 click.echo("Nothing was changed: this was only the plan.")
             return
         if not as_json:
-            click.echo("\n".join(plan_lines(plan, settings.zone)))
+            click.echo("\n".join(plan_lines(plan, settings.zone, placed)))
         from pitr_pipelines.restore.restore import choose_destination
         from pitr_pipelines.restore.restore import restore as carry_out
 
-        destination = choose_destination(settings, plan, to=to, port=port, keep_running=not stopped)
+        destination = choose_destination(
+            settings, plan, to=to, port=port, keep_running=not stopped, tablespaces=wanted
+        )
+        verification = Verification(pages=not skip_page_checks, amcheck=amcheck)
         with progress_report(database) as report:
-            done = carry_out(settings, plan, destination, report=report)
+            done = carry_out(settings, plan, destination, verification=verification, report=report)
     except PitrError as error:
         if plan_only and isinstance(error, NotCovered):
             error.remedy += f"\nWithout --plan, {database} is sealed first if it answers: then it is covered."
@@ -106,3 +125,4 @@ def restore(
         print_json(done.model_dump(mode="json"))
     else:
         click.echo("\n".join(done.lines(settings.zone)))
+    done.raise_if_damaged()

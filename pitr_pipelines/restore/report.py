@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
+from pitr_pipelines.catalog.drills import CheckResult
 from pitr_pipelines.catalog.records import Moment
+from pitr_pipelines.errors import RestoredButDamaged
 from pitr_pipelines.restore.target import show_moment
 from pitr_pipelines.units import show_bytes, show_duration
 from pitr_pipelines.wal.lsn import Lsn
@@ -21,7 +24,9 @@ class RestoreReport(BaseModel):
     `first_left_out_at` is when the first that is not in it did (None: all there was is
     in it, or recovery stopped at no transaction). Times
     in seconds; `staged_wal_bytes` is what was brought beside the base, `base_bytes` the base unpacked.
-    `checks` are what was verified, `notes` what a person should know.
+    `checks` are what was verified, `notes` what a person should know. `pages` and `amcheck` are what
+    came of these checks, None where they were not done; `plan` is the plan, as `pitr restore --plan
+    --json` shows it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,6 +59,25 @@ class RestoreReport(BaseModel):
     stop_command: str
     checks: tuple[str, ...]
     notes: tuple[str, ...]
+    pages: CheckResult | None = None
+    amcheck: CheckResult | None = None
+    plan: dict[str, Any] = {}
+
+    @property
+    def damage(self) -> str | None:
+        """What pg_amcheck found in the restored cluster, or why it could not look; None if nothing."""
+        return self.amcheck.problem if self.amcheck is not None else None
+
+    def raise_if_damaged(self) -> None:
+        """Raise RestoredButDamaged if pg_amcheck did not find everything as it should be."""
+        if self.damage is not None:
+            raise RestoredButDamaged(
+                f"{self.database} is restored to {self.target}, whole and on disk, in "
+                f"{self.data_directory}, but {self.damage}",
+                remedy="Most likely the original was like that at this moment: run pg_amcheck there, or "
+                "restore to an earlier moment. A damaged index is mended with REINDEX; of a damaged table, "
+                "save what can be read. The restored server is as you asked for it.",
+            )
 
     @property
     def bytes_per_second(self) -> float:
@@ -75,6 +99,8 @@ class RestoreReport(BaseModel):
         if self.first_left_out_at:
             lines.append(f"  left out  everything from {show_moment(self.first_left_out_at, zone)} on")
         lines += [f"  checked   {check}" for check in self.checks]
+        if self.damage is not None:
+            lines.append("  DAMAGED   " + self.damage.partition("\n")[0])
         lines += [f"  note      {note}" for note in self.notes]
         if self.running:
             lines += [f"  connect   {self.connect}", f"  end it    {self.stop_command}"]

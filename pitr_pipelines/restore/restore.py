@@ -15,11 +15,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import FrameType
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
+from pitr_pipelines.catalog.drills import CheckResult
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import write_record
 from pitr_pipelines.errors import PitrError, RecoveryFailed, ServerNotReady
@@ -32,14 +35,24 @@ from pitr_pipelines.restore.destination import Destination, choose_destination, 
 from pitr_pipelines.restore.diversion import divert, settle
 from pitr_pipelines.restore.fetch import fetch
 from pitr_pipelines.restore.plan import Plan, StopAtTime
-from pitr_pipelines.restore.plan_text import stop_text
+from pitr_pipelines.restore.plan_text import plan_json, stop_text
 from pitr_pipelines.restore.recover import Recovered, recover
 from pitr_pipelines.restore.report import RestoreReport
+from pitr_pipelines.restore.verification import (
+    Verification,
+    check_amcheck,
+    check_lines,
+    check_pages,
+    note_lines,
+    require,
+)
 from pitr_pipelines.settings import Settings
 
-__all__ = ["Destination", "RestoreReport", "choose_destination", "restore"]
+__all__ = ["Destination", "RestoreReport", "Verification", "choose_destination", "restore"]
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_VERIFICATION = Verification()
 
 _START_S = 300.0
 
@@ -49,12 +62,15 @@ def restore(
     plan: Plan,
     destination: Destination,
     *,
+    verification: Verification = DEFAULT_VERIFICATION,
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave.
 
-    `report` gets the steps `extract`, `unpack` and `replay`; `log` gets a line at each turn.
+    `verification` says what is looked at beyond the target; what pg_amcheck finds is in the report, and
+    for the caller to make something of. `report` gets the steps `extract`, `unpack`, `inspect`,
+    `replay`, `amcheck`, `check pages` and `sync`; `log` gets a line at each turn.
 
     Raises DestinationInUse if the directory is no longer free, BinariesNotFound; ArtifactDamaged,
     PitrError or RecoveryFailed after which the directory is marked INCOMPLETE; and RecoveryFailed
@@ -62,11 +78,12 @@ def restore(
     """
     account = server_account(settings.run_as)
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
+    require(binaries, replace(verification, pages=verification.pages and plan.base.data_checksums))
     with _in_sentences(destination):
         claim(destination, plan, account)
     try:
         with terminable(), _in_sentences(destination):
-            work = _Restore(settings, plan, destination, binaries, report, log)
+            work = _Restore(settings, plan, destination, binaries, verification, report, log)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
         if destination.marker.exists():
@@ -89,6 +106,7 @@ class _Restore:
         plan: Plan,
         destination: Destination,
         binaries: Binaries,
+        verification: Verification,
         report: Report,
         log: Callable[[str], None],
     ) -> None:
@@ -96,6 +114,7 @@ class _Restore:
         self.plan = plan
         self.destination = destination
         self.binaries = binaries
+        self.verification = verification
         self.report = report
         self.log = log
 
@@ -129,11 +148,14 @@ class _Restore:
             sockets,
         ):
             seen = look(self.settings, plan.database, destination, sockets)
+            amcheck = self._amcheck(cluster, sockets, seen.superuser)
         moved = tuple(settle(cluster, destination, diverted))
         replayed = time.monotonic()
 
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
+        pages = self._check_pages(cluster)
         self._make_whole(cluster, configuration)
+        unchecked = tuple(note_lines(pages, wanted=self.verification.pages))
         done = RestoreReport(
             database=plan.database,
             target=str(plan.target),
@@ -161,8 +183,11 @@ class _Restore:
             connect=self._connect(seen.superuser),
             start=self._pg_ctl(cluster, "start", "-l", str(destination.log_file)),
             stop_command=self._pg_ctl(cluster, "stop"),
-            checks=(*_checks(plan, recovered), *seen.checks),
-            notes=(*plan.notes, *configuration.notes, *seen.notes, *moved),
+            checks=(*_checks(plan, recovered), *seen.checks, *check_lines(pages, amcheck)),
+            notes=(*plan.notes, *configuration.notes, *seen.notes, *moved, *unchecked),
+            pages=pages,
+            amcheck=amcheck,
+            plan=plan_json(plan, destination.placed),
         )
         write_record(destination.report_file, done)
         for marker in destination.markers:
@@ -179,11 +204,26 @@ class _Restore:
                 "finish_s": finished - replayed,
                 "total_s": finished - begun,
                 "finished_at": datetime.now(UTC),
-                "notes": (*plan.notes, *configuration.notes, *seen.notes, *moved),
+                "notes": (*plan.notes, *configuration.notes, *seen.notes, *moved, *unchecked),
             }
         )
         write_record(destination.report_file, done)
         return done
+
+    def _amcheck(self, cluster: Cluster, sockets: Path, superuser: str | None) -> CheckResult | None:
+        if not self.verification.amcheck:
+            return None
+        from pitr_pipelines.restore.drill_checks import Copy
+
+        copy = Copy(self.plan.database, sockets, self.destination.port, superuser or "postgres")
+        return check_amcheck(copy, cluster, log=self.log, report=self.report)
+
+    def _check_pages(self, cluster: Cluster) -> CheckResult | None:
+        if not self.verification.pages:
+            return None
+        base = Layout(self.settings.backup_root).base(self.plan.database, self.plan.base.day)
+        control = cluster.control_data()
+        return check_pages(cluster, control, self.plan.database, base, report=self.report)
 
     def _make_whole(self, cluster: Cluster, configuration: Configuration) -> None:
         """Bring the stopped cluster to disk, with nothing in it but itself."""
