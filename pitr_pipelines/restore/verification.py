@@ -77,7 +77,7 @@ def check_pages(
         raise RecoveryFailed(
             f"{database} was recovered, but {len(bad)} of its pages are damaged:\n" + "\n".join(shown),
             remedy=f"They were most likely like that when the base backup was taken. Move {base} away (put a "
-            "dot in front of its name) and restore again: then the base before it is used. Check the original "
+            "dot in front of its name) and restore again: then the one before it is used. Check the original "
             "with pg_amcheck. If this is all there is, --skip-page-checks restores it as it is.",
         )
     if code != 0:
