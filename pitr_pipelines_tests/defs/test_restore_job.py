@@ -122,7 +122,16 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
                     "exclusive": False,
                 }
             },
-            "run_restore": {"config": {"directory": None, "port": None, "keep_running": True}},
+            "run_restore": {
+                "config": {
+                    "directory": None,
+                    "port": None,
+                    "keep_running": True,
+                    "tablespaces": {},
+                    "page_checks": True,
+                    "amcheck": False,
+                }
+            },
         }
     }
 

@@ -118,7 +118,7 @@ def go_on(server: TestServer) -> tuple[datetime, Content]:
         with server.connect(dbname=name) as connection:
             connection.execute("CREATE TABLE inside AS SELECT n, md5(n::text) FROM generate_series(1, 300) n")
             connection.execute("INSERT INTO brought VALUES (2)")
-    return _moment(server)
+    return moment_of(server)
 
 
 def end(server: TestServer) -> tuple[datetime, Content]:
@@ -128,7 +128,7 @@ def end(server: TestServer) -> tuple[datetime, Content]:
         connection.execute("DROP DATABASE logged")
         for statement in _AFTERWARDS:
             connection.execute(statement)
-    return _moment(server)
+    return moment_of(server)
 
 
 def go_beyond(server: TestServer) -> None:
@@ -141,7 +141,8 @@ def go_beyond(server: TestServer) -> None:
         connection.execute("SELECT pg_switch_wal()")
 
 
-def _moment(server: TestServer) -> tuple[datetime, Content]:
+def moment_of(server: TestServer) -> tuple[datetime, Content]:
+    """Return a moment now, and all there is at it."""
     content = content_of(server.port)
     time.sleep(0.05)
     moment = now()
