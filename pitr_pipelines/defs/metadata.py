@@ -147,6 +147,8 @@ def restore_metadata(report: RestoreReport) -> Metadata:
         "segments": dg.MetadataValue.int(report.segments),
         "base_bytes": dg.MetadataValue.int(report.base_bytes),
         "wal_bytes": dg.MetadataValue.int(report.wal_bytes),
+        "base_s": dg.MetadataValue.float(round(report.base_s, 3)),
+        "wal_s": dg.MetadataValue.float(round(report.wal_s, 3)),
         "fetch_s": dg.MetadataValue.float(round(report.fetch_s, 3)),
         "recovery_s": dg.MetadataValue.float(round(report.recovery_s, 3)),
         "finish_s": dg.MetadataValue.float(round(report.finish_s, 3)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,10 +41,22 @@ _MEMORY_BYTES = 512 * 1024**2
 """How much unpacked WAL may be in memory at once."""
 
 
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """What fetching came to: how many files were staged, and seconds until the base and the WAL were there.
+
+    Both are fetched at once, so the two overlap.
+    """
+
+    staged_files: int
+    base_s: float
+    wal_s: float
+
+
 def fetch(
     layout: Layout, plan: Plan, destination: Destination, account: Account, *, report: Report = silent
-) -> int:
-    """Unpack the base and stage the WAL of `plan`; return how many files were staged.
+) -> Fetched:
+    """Unpack the base and stage the WAL of `plan`.
 
     WAL is unpacked in threads while the base is. Raises ArtifactDamaged, naming the file, and
     PitrError or OSError where it cannot be written.
@@ -53,9 +66,13 @@ def fetch(
         tablespace.oid: destination.tablespace(tablespace.oid) for tablespace in plan.base.tablespaces
     }
     workers = max(1, min(os.cpu_count() or 1, _MEMORY_BYTES // plan.base.wal_segment_size))
+    begun = time.monotonic()
+    ended: list[float] = []
     with ThreadPoolExecutor(workers, "pitr-fetch") as pool:
         try:
             staging = stage.begin(pool)
+            for future in staging:
+                future.add_done_callback(lambda _: ended.append(time.monotonic()))
             extract_base(
                 layout.base(plan.database, plan.base.day),
                 plan.base,
@@ -64,6 +81,7 @@ def fetch(
                 account,
                 progress=report,
             )
+            base_s = time.monotonic() - begun
             names: list[str] = []
             for done, future in enumerate(staging, 1):
                 names += future.result()
@@ -75,7 +93,7 @@ def fetch(
     shutil.copyfile(_SCRIPT, destination.script)
     destination.script.chmod(0o644)
     stage.finish(names)
-    return len(names)
+    return Fetched(len(names), base_s, max(ended, default=begun) - begun)
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,6 +59,9 @@ class RestoreReport(BaseModel):
     stop_command: str
     checks: tuple[str, ...]
     notes: tuple[str, ...]
+    base_s: float = 0.0
+    wal_s: float = 0.0
+    """Until the base and the WAL were there: both are fetched at once, so they overlap in `fetch_s`."""
     pages: CheckResult | None = None
     amcheck: CheckResult | None = None
     plan: dict[str, Any] = {}
@@ -90,7 +93,8 @@ class RestoreReport(BaseModel):
         lines = [
             f"restored {self.database} in {show_duration(self.total_s)} "
             f"({show_bytes(self.base_bytes + self.wal_bytes)}, {show_bytes(self.bytes_per_second)}/s: "
-            f"fetch {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, "
+            f"fetch {show_duration(self.fetch_s)} (base {show_duration(self.base_s)}, WAL "
+            f"{show_duration(self.wal_s)}, at once), replay {show_duration(self.recovery_s)}, "
             f"finish {show_duration(self.finish_s)})",
             f"  data      {self.data_directory}",
             f"  state     last transaction {show_moment(last, zone) if last else 'that of the base backup'}; "

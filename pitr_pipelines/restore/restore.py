@@ -125,7 +125,7 @@ class _Restore:
 
         begun = time.monotonic()
         self.log(f"unpacking the base backup of {plan.base.day} and {len(plan.segments)} WAL segments")
-        staged = fetch(
+        fetched_parts = fetch(
             Layout(self.settings.backup_root), plan, destination, cluster.account, report=self.report
         )
         diverted = divert(
@@ -172,7 +172,7 @@ class _Restore:
             first_left_out_at=recovered.stopped_before,
             base_day=plan.base.day.isoformat(),
             segments=recovered.segments_replayed,
-            staged_files=staged,
+            staged_files=fetched_parts.staged_files,
             base_bytes=plan.base.uncompressed_bytes,
             wal_bytes=plan.wal_bytes,
             fetch_s=fetched - begun,
@@ -187,6 +187,8 @@ class _Restore:
             notes=(*plan.notes, *configuration.notes, *seen.notes, *moved, *unchecked),
             pages=pages,
             amcheck=amcheck,
+            base_s=fetched_parts.base_s,
+            wal_s=fetched_parts.wal_s,
             plan=plan_json(plan, destination.placed),
         )
         write_record(destination.report_file, done)

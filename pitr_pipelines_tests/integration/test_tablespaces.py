@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psycopg
@@ -18,7 +19,7 @@ from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines_tests.integration.restoring import now
 from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
-from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
+from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -99,6 +100,36 @@ def test_it_does_not_matter_that_the_originals_directory_is_not_there(
     with scene.restored(LatestTarget()) as (_, connection):
         assert values(connection, "spaced") == {1}
     assert not place.exists()
+
+
+def test_one_that_is_created_while_the_base_begins_stays_where_it_was_put(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
+) -> None:
+    """It is in the base backup and in the WAL, whose replay would link it to the original's directory."""
+    server = server_factory(options={"checkpoint_timeout": "1h"})
+    settings = pitr_settings(server, base_backup={"fast_checkpoint": False})
+    scene = Scene(server, settings)
+    server.execute("CREATE TABLE dirty AS SELECT repeat('x', 5000) FROM generate_series(1, 1500)")
+    with ThreadPoolExecutor(1) as pool:
+        taking = pool.submit(take_base_backup, settings, "order-db")
+        phase = "SELECT 1 FROM pg_stat_progress_basebackup WHERE phase ~ 'checkpoint'"
+        wait_for(lambda: taking.done() or server.execute(phase), what="the checkpoint of the base backup")
+        # Now it is under way: what it will begin with is settled, which tablespaces there are is not.
+        place = make_tablespace(scene, reachable_tmp, "midway")
+        server.execute("CREATE TABLE spaced TABLESPACE midway AS SELECT 1 AS number")
+        server.execute("CHECKPOINT")
+        record = taking.result()
+    scene.switch()
+    assert [tablespace.location for tablespace in record.tablespaces] == [str(place)]
+    assert creations(scene, record.first_segment, record.last_segment)
+    before = snapshot(place)
+    with scene.restored(LatestTarget()) as (report, connection):
+        (location,) = located(connection).values()
+        assert Path(location).parent == report.directory / "tablespaces"
+        connection.execute("INSERT INTO spaced VALUES (2)")
+        connection.execute("CHECKPOINT")
+        assert values(connection, "spaced") == {1, 2}
+    assert snapshot(place) == before
 
 
 @oldest_and_newest

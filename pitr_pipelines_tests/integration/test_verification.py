@@ -12,7 +12,7 @@ import pytest
 
 from pitr_pipelines.defs.build import build_definitions
 from pitr_pipelines.errors import RecoveryFailed, RestoredButDamaged
-from pitr_pipelines.postgres.account import run
+from pitr_pipelines.postgres.account import make_owned_directory, run
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Progress
@@ -46,6 +46,9 @@ def test_a_page_that_pg_basebackup_lets_through_is_found_and_named(
     """It takes a page for one that is just being changed if it claims to be newer than the backup."""
     server = server_factory(major=major)
     make_orders(server)
+    space = make_owned_directory(reachable_tmp / "space", server.cluster.account)
+    server.execute(f"CREATE TABLESPACE space LOCATION '{space}'")
+    server.execute("ALTER TABLE orders SET TABLESPACE space")
     server.execute("CHECKPOINT")
     ((table,),) = server.execute("SELECT pg_relation_filepath('orders')")
     server.stop()
@@ -59,9 +62,11 @@ def test_a_page_that_pg_basebackup_lets_through_is_found_and_named(
     scene = Scene(server, settings)
     plan = scene.plan(LatestTarget())
 
-    destination = scene.destination(plan)
+    destination = scene.destination(plan, tablespaces={str(space): str(reachable_tmp / "moved")})
     with pytest.raises(RecoveryFailed) as failed:
         restore(settings, plan, destination)
+    assert str(reachable_tmp / "moved") in failed.value.remedy
+    assert (reachable_tmp / "moved" / "INCOMPLETE").exists()
     assert "1 of its pages are damaged" in failed.value.what
     assert f"{table}, block 1" in failed.value.what
     assert str(scene.layout.base("order-db", plan.base.day)) in failed.value.remedy
