@@ -77,9 +77,10 @@ class RestoreReport(BaseModel):
             raise RestoredButDamaged(
                 f"{self.database} is restored to {self.target}, whole and on disk, in "
                 f"{self.data_directory}, but {self.damage}",
-                remedy="Most likely the original was like that at this moment: run pg_amcheck there, or "
-                "restore to an earlier moment. A damaged index is mended with REINDEX; of a damaged table, "
-                "save what can be read. The restored server is as you asked for it.",
+                remedy="What it found was most likely so in the original at this moment: run pg_amcheck "
+                "there, or restore to an earlier one. A damaged index is mended with REINDEX; of a damaged table, save "
+                "what can be read. The restored server is as you asked for it. If pg_amcheck could not do its "
+                "work, run it by hand.",
             )
 
     @property
@@ -104,7 +105,7 @@ class RestoreReport(BaseModel):
             lines.append(f"  left out  everything from {show_moment(self.first_left_out_at, zone)} on")
         lines += [f"  checked   {check}" for check in self.checks]
         if self.damage is not None:
-            lines.append("  DAMAGED   " + self.damage.partition("\n")[0])
+            lines += [f"  FAILED    {line}" for line in self.damage.splitlines()]
         lines += [f"  note      {note}" for note in self.notes]
         if self.running:
             lines += [f"  connect   {self.connect}", f"  end it    {self.stop_command}"]

@@ -23,6 +23,9 @@ from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, w
 
 pytestmark = pytest.mark.slow
 
+QUIET = {"autovacuum": "off"}
+"""Nobody but the tests writes into the original's tablespaces."""
+
 oldest_and_newest = pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
 
 
@@ -49,7 +52,7 @@ def values(connection: psycopg.Connection, table: str) -> set[int]:
 def test_one_that_is_created_after_the_base_is_made_in_the_copy_and_the_originals_is_not_touched(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
 ) -> None:
-    scene = make_scene(server_factory, pitr_settings, major=major)
+    scene = make_scene(server_factory, pitr_settings, major=major, options=QUIET)
     place = make_tablespace(scene, reachable_tmp, "later")
     dropped = make_tablespace(scene, reachable_tmp, "dropped")
     scene.server.execute("CREATE TABLE spaced TABLESPACE later AS SELECT 1 AS number")
@@ -91,7 +94,7 @@ def test_it_does_not_matter_that_the_originals_directory_is_not_there(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
 ) -> None:
     """As on another machine, where PostgreSQL alone would not recover at all."""
-    scene = make_scene(server_factory, pitr_settings, major=major)
+    scene = make_scene(server_factory, pitr_settings, major=major, options=QUIET)
     place = make_tablespace(scene, reachable_tmp, "later")
     scene.server.execute("CREATE TABLE spaced TABLESPACE later AS SELECT 1 AS number")
     scene.switch()
@@ -106,7 +109,7 @@ def test_one_that_is_created_while_the_base_begins_stays_where_it_was_put(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
 ) -> None:
     """It is in the base backup and in the WAL, whose replay would link it to the original's directory."""
-    server = server_factory(options={"checkpoint_timeout": "1h"})
+    server = server_factory(options={"checkpoint_timeout": "1h", **QUIET})
     settings = pitr_settings(server, base_backup={"fast_checkpoint": False})
     scene = Scene(server, settings)
     server.execute("CREATE TABLE dirty AS SELECT repeat('x', 5000) FROM generate_series(1, 1500)")
@@ -136,7 +139,7 @@ def test_one_that_is_created_while_the_base_begins_stays_where_it_was_put(
 def test_each_goes_where_it_is_wanted_whatever_moves_between_them(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
 ) -> None:
-    scene = make_scene(server_factory, pitr_settings, major=major)
+    scene = make_scene(server_factory, pitr_settings, major=major, options=QUIET)
     one, two = (make_tablespace(scene, reachable_tmp, name) for name in ("one", "two"))
     scene.server.execute("CREATE TABLE moving TABLESPACE one AS SELECT generate_series(1, 1000) AS number")
     scene.server.execute("CREATE TABLE staying TABLESPACE two AS SELECT 7 AS number")
@@ -150,6 +153,7 @@ def test_each_goes_where_it_is_wanted_whatever_moves_between_them(
     with scene.server.connect(dbname="housed") as connection:
         connection.execute("CREATE TABLE inside AS SELECT 5 AS number")
     scene.switch()
+    scene.server.execute("CHECKPOINT")
     plan = scene.plan(LatestTarget())
     oids = {tablespace.location: tablespace.oid for tablespace in plan.base.tablespaces}
     wanted = {

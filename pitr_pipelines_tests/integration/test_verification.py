@@ -140,10 +140,12 @@ def without_checksums(server_factory: ServerFactory) -> TestServer:
 
 
 def test_damage_that_amcheck_finds_is_told_by_every_means_and_the_server_runs_all_the_same(
-    server_factory: ServerFactory, pitr_settings: SettingsMaker
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
 ) -> None:
     server = without_checksums(server_factory)
     make_orders(server)
+    space = make_owned_directory(reachable_tmp / "space", server.cluster.account)
+    server.execute(f"CREATE TABLESPACE space LOCATION '{space}'")
     server.execute("CHECKPOINT")
     ((table,),) = server.execute("SELECT pg_relation_filepath('orders')")
     server.stop()
@@ -173,12 +175,18 @@ def test_damage_that_amcheck_finds_is_told_by_every_means_and_the_server_runs_al
         scene.restored_cluster(destination).stop("immediate")
 
     told = Terminal(pitr_settings).run("restore", "order-db", "--latest", "--stop", "--amcheck", exit_code=8)
-    assert "DAMAGED   pg_amcheck found damage" in told
+    assert "FAILED    pg_amcheck found damage" in told
     assert "start it" in told
 
     config = {
         "plan_restore": {"config": {"database": "order-db", "target_time": moment.isoformat()}},
-        "run_restore": {"config": {"keep_running": False, "amcheck": True}},
+        "run_restore": {
+            "config": {
+                "keep_running": False,
+                "amcheck": True,
+                "tablespaces": {str(space): str(reachable_tmp / "moved")},
+            }
+        },
     }
     with dg.DagsterInstance.ephemeral() as instance:
         job = build_definitions(settings).resolve_job_def("restore")
@@ -194,7 +202,8 @@ def test_damage_that_amcheck_finds_is_told_by_every_means_and_the_server_runs_al
         assert event.asset_materialization is not None
         metadata = event.asset_materialization.metadata
         assert "found damage" in str(metadata["pg_amcheck"].value)
-        assert metadata["plan"].value
+        assert "moved" in str(metadata["plan"].value)
+    assert [path.name[:3] for path in (reachable_tmp / "moved").iterdir()] == ["PG_"]
     left = Cluster(report.data_directory, server.cluster.binaries, server.cluster.account)
     assert left.pid() is None
     shutil.rmtree(report.directory)
