@@ -78,9 +78,9 @@ class RestoreReport(BaseModel):
                 f"{self.database} is restored to {self.target}, whole and on disk, in "
                 f"{self.data_directory}, but {self.damage}",
                 remedy="What it found was most likely so in the original at this moment: run pg_amcheck "
-                "there, or restore to an earlier one. A damaged index is mended with REINDEX; of a damaged table, save "
-                "what can be read. The restored server is as you asked for it. If pg_amcheck could not do its "
-                "work, run it by hand.",
+                "there, or restore to an earlier one. A damaged index is mended with REINDEX; of a damaged "
+                "table, save what can be read. The restored server is as you asked for it. If pg_amcheck "
+                "could not do its work, run it by hand.",
             )
 
     @property

@@ -89,12 +89,11 @@ def test_one_that_is_created_after_the_base_is_made_in_the_copy_and_the_original
     shutil.rmtree(report.directory)
 
 
-@oldest_and_newest
 def test_it_does_not_matter_that_the_originals_directory_is_not_there(
-    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
 ) -> None:
     """As on another machine, where PostgreSQL alone would not recover at all."""
-    scene = make_scene(server_factory, pitr_settings, major=major, options=QUIET)
+    scene = make_scene(server_factory, pitr_settings, options=QUIET)
     place = make_tablespace(scene, reachable_tmp, "later")
     scene.server.execute("CREATE TABLE spaced TABLESPACE later AS SELECT 1 AS number")
     scene.switch()
