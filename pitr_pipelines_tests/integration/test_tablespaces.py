@@ -16,10 +16,12 @@ from pitr_pipelines.postgres.account import make_owned_directory
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
+from pitr_pipelines.wal import tablespace_records
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines_tests.integration.restoring import now
-from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
+from pitr_pipelines_tests.restore.scenes import Scene, make_scene, numbers, snapshot
 from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, wait_for
+from pitr_pipelines_tests.wal.test_tablespace_records import make_record
 
 pytestmark = pytest.mark.slow
 
@@ -211,6 +213,26 @@ def test_creations_are_found_wherever_pages_and_segments_divide_them(
         assert any(0 < unit - begin % unit < 40 for begin in begins), [str(b) for b in begins]
     with scene.restored(LatestTarget()) as (_, connection):
         assert located(connection) == {}
+
+
+def test_somebodys_data_that_looks_like_a_creation_is_left_alone(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    """Changed, its own record would have a wrong checksum, and recovery would end there."""
+    scene = make_scene(server_factory, pitr_settings, options=QUIET)
+    record = make_record(16999, "/nowhere")
+    with scene.server.connect() as connection:
+        for padding in range(8):
+            message = b"x" * padding + record
+            connection.execute("SELECT pg_logical_emit_message(false, '', %s::bytea)", [message])
+    scene.insert(1)
+    name = scene.switch()
+    content = (scene.layout.wal("order-db") / name).read_bytes()
+    looks = [content[at : at + len(record)] for at in tablespace_records.candidates(content, b"")]
+    assert any(tablespace_records.parse_creation(found) for found in looks if found == record)
+    with scene.restored(LatestTarget()) as (report, connection):
+        assert numbers(connection) == [0, 1]
+        assert not any("tablespace" in note for note in report.notes)
 
 
 def wal_position(connection: psycopg.Connection) -> int:
