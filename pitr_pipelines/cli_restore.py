@@ -18,9 +18,12 @@ from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progress_report
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pitr_pipelines.restore.plan import Plan
     from pitr_pipelines.restore.report import RestoreReport
     from pitr_pipelines.restore.target import Target
+    from pitr_pipelines.restore.verification import Verification
 
 
 @click.command()
@@ -53,6 +56,15 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done; change nothing.")
 @click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
+@click.option(
+    "--tablespace",
+    "tablespaces",
+    multiple=True,
+    metavar="OID_OR_LOCATION=DIRECTORY",
+    help="A new directory for a tablespace; may be repeated. Default: below the restore's.",
+)
+@click.option("--skip-page-checks", is_flag=True, help="Do not check page checksums: faster, on a slow disk.")
+@click.option("--amcheck", is_flag=True, help="Run pg_amcheck over every database of the restored cluster.")
 @JSON_OPTION
 @click.pass_context
 def restore(
@@ -74,6 +86,9 @@ def restore(
     port: int | None,
     plan_only: bool,
     stopped: bool,
+    tablespaces: tuple[str, ...],
+    skip_page_checks: bool,
+    amcheck: bool,
     as_json: bool,
 ) -> None:
     """Restore a database to a moment, into a new directory beside the old one.
@@ -84,7 +99,9 @@ def restore(
     promoted, with one it goes on to there.
     """
     from pitr_pipelines.restore.plan import NotCovered
+    from pitr_pipelines.restore.tablespace_places import parse_assignments
     from pitr_pipelines.restore.target import parse_target
+    from pitr_pipelines.restore.verification import Verification
 
     settings = load_settings(ctx.obj)
     asked: dict[str, Any] = {
@@ -98,17 +115,24 @@ def restore(
         "base": base,
         "exclusive": exclusive,
     }
-    how = _How(AtTarget(at_target), not stopped, plan_only, as_json)
+    how = _How(
+        AtTarget(at_target),
+        not stopped,
+        parse_assignments(tablespaces),
+        Verification(pages=not skip_page_checks, amcheck=amcheck),
+        plan_only,
+        as_json,
+    )
     try:
         check_keeps_running(how.at_target, how.keep_running)
         if resume is None:
             target = parse_target(settings.zone, **asked)
             done = _restore(settings, database, target, timeline, to, port, how)
         else:
-            if timeline is not None or to is not None:
+            if timeline is not None or to is not None or tablespaces:
                 raise BadRequest(
                     "a restore that is resumed stays where it is, on its branch of history",
-                    remedy="Leave out --to and --timeline, or restore anew without --resume.",
+                    remedy="Leave out --to, --tablespace and --timeline, or restore anew without --resume.",
                 )
             later = parse_target(settings.zone, **asked) if any(asked.values()) else None
             done = _resume(settings, database, resume, later, port, how)
@@ -124,6 +148,7 @@ def restore(
         print_json(done.model_dump(mode="json"))
     else:
         click.echo("\n".join(done.lines(settings.zone)))
+    done.raise_if_damaged()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,16 +157,18 @@ class _How:
 
     at_target: AtTarget
     keep_running: bool
+    tablespaces: Mapping[str, str]
+    verification: Verification
     plan_only: bool
     as_json: bool
 
-    def show(self, plan: Plan, zone: ZoneInfo) -> None:
+    def show(self, plan: Plan, zone: ZoneInfo, placed: Mapping[int, Path] | None = None) -> None:
         from pitr_pipelines.restore.plan_text import plan_json, plan_lines
 
         if self.as_json and self.plan_only:
-            print_json(plan_json(plan))
+            print_json(plan_json(plan, placed or {}))
         elif not self.as_json:
-            click.echo("\n".join(plan_lines(plan, zone)))
+            click.echo("\n".join(plan_lines(plan, zone, placed or {})))
             if self.plan_only:
                 click.echo("Nothing was changed: this was only the plan.")
 
@@ -156,19 +183,29 @@ def _restore(
     how: _How,
 ) -> RestoreReport | None:
     from pitr_pipelines.restore.prepare import plan_restore
+    from pitr_pipelines.restore.tablespace_places import resolve_places
 
     with progress_report(database) as report:
         plan = plan_restore(
             settings, database, target, timeline=timeline, seal=not how.plan_only, report=report
         )
-    how.show(plan, settings.zone)
+    how.show(plan, settings.zone, resolve_places(plan.base, how.tablespaces))
     if how.plan_only:
         return None
     from pitr_pipelines.restore.restore import choose_destination, restore
 
-    destination = choose_destination(settings, plan, to=to, port=port, keep_running=how.keep_running)
+    destination = choose_destination(
+        settings, plan, to=to, port=port, keep_running=how.keep_running, tablespaces=how.tablespaces
+    )
     with progress_report(database) as report:
-        return restore(settings, plan, destination, at_target=how.at_target, report=report)
+        return restore(
+            settings,
+            plan,
+            destination,
+            at_target=how.at_target,
+            verification=how.verification,
+            report=report,
+        )
 
 
 def _resume(

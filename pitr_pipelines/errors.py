@@ -97,6 +97,12 @@ class RecoveryFailed(PitrError):
     exit_code = 8
 
 
+class RestoredButDamaged(PitrError):
+    """A restore reached its target, and pg_amcheck found damage in what it brought back."""
+
+    exit_code = 8
+
+
 class DrillFailed(PitrError):
     """A drill found that a restore does not give what it should. Its record says what."""
 

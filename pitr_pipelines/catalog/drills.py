@@ -66,6 +66,8 @@ class DrillSeconds(_Part):
     plan: float | None = None
     fetch: float | None = None
     replay: float | None = None
+    pages: float | None = None
+    """Of `finish`."""
     finish: float | None = None
     start: float | None = None
     recovery_time: float | None = None

@@ -148,11 +148,18 @@ def restore_metadata(report: RestoreReport) -> Metadata:
         "segments": dg.MetadataValue.int(report.segments),
         "base_bytes": dg.MetadataValue.int(report.base_bytes),
         "wal_bytes": dg.MetadataValue.int(report.wal_bytes),
+        "wal_wait_share": dg.MetadataValue.float(round(report.wal_wait_share, 4)),
         "fetch_s": dg.MetadataValue.float(round(report.fetch_s, 3)),
         "recovery_s": dg.MetadataValue.float(round(report.recovery_s, 3)),
         "finish_s": dg.MetadataValue.float(round(report.finish_s, 3)),
         "checks": dg.MetadataValue.md("\n".join(f"- {check}" for check in report.checks)),
     }
+    for check in (report.pages, report.amcheck):
+        if check is not None:
+            metadata[check.check] = dg.MetadataValue.text(check.problem or check.found or "")
+            metadata[f"{check.check}_s"] = dg.MetadataValue.float(round(check.took_s, 3))
+    if report.plan:
+        metadata["plan"] = dg.MetadataValue.json(report.plan)
     metadata |= work_metadata(report.total_s, report.base_bytes + report.wal_bytes)
     if report.last_transaction_at is not None:
         metadata["last_transaction_at"] = dg.MetadataValue.timestamp(report.last_transaction_at)

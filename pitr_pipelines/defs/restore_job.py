@@ -99,6 +99,18 @@ class WhereTo(dg.Config):
         description="promote: make it a cluster of its own. pause: stay in recovery, running and read-only, "
         "to look around. shutdown: the same, but stopped. `pitr restore --resume` goes on from either.",
     )
+    tablespaces: dict[str, str] = Field(
+        default_factory=dict,
+        description="New or empty directories, as absolute paths, for tablespaces, by oid or by the location "
+        "that the original has. Default: below the restored cluster's directory.",
+    )
+    page_checks: bool = Field(
+        default=True,
+        description="Check every page's checksum, if there are any, before it is started.",
+    )
+    amcheck: bool = Field(
+        default=False, description="Run pg_amcheck over every database of the restored cluster."
+    )
 
 
 def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefinition:
@@ -226,7 +238,9 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
 
 
 def _defaults(settings: Settings) -> dict[str, Any]:
-    where = {"directory": None, "port": None, "keep_running": True, "at_target": str(AtTarget.PROMOTE)}
+    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": True}
+    where |= {"at_target": str(AtTarget.PROMOTE)}
+    where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
     what |= {"target_lsn": None, "target_name": None, "target_xid": None}
     what |= {"target_immediate": False, "base": None, "exclusive": False}
@@ -282,20 +296,30 @@ def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, wha
 def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, where: WhereTo) -> None:
     from pitr_pipelines.restore.destination import choose_destination
     from pitr_pipelines.restore.restore import restore
+    from pitr_pipelines.restore.tablespace_places import place_lines
+    from pitr_pipelines.restore.verification import Verification
 
     hour = _chosen_hour(context)
     at_target = where.at_target.value
     check_keeps_running(at_target, where.keep_running)
     directory = _absolute(where.directory)
     destination = choose_destination(
-        settings, plan, to=directory, port=where.port, keep_running=where.keep_running
+        settings,
+        plan,
+        to=directory,
+        port=where.port,
+        keep_running=where.keep_running,
+        tablespaces=where.tablespaces,
     )
     context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
+    for line in place_lines(plan.base, destination.placed):
+        context.log.info(f"tablespace {line}")
     report = restore(
         settings,
         plan,
         destination,
         at_target=at_target,
+        verification=Verification(pages=where.page_checks, amcheck=where.amcheck),
         report=LogProgress(context.log),
         log=lambda line: context.log.info(line),
     )
@@ -311,6 +335,7 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
         )
     )
     context.add_output_metadata(metadata)
+    report.raise_if_damaged()
 
 
 def _absolute(directory: str | None) -> Path | None:

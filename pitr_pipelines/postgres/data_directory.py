@@ -15,6 +15,9 @@ from pitr_pipelines.errors import BadRequest, DestinationInUse
 from pitr_pipelines.postgres.account import Account
 from pitr_pipelines.postgres.tablespace_map import TABLESPACE_MAP, format_tablespace_map
 
+INCOMPLETE = "INCOMPLETE"
+"""A file that marks a directory which a restore fills; it may lie in one that counts as empty."""
+
 _LINKS = "pg_tblspc"
 _DIRECTORY_MODE = 0o700
 _FILE_MODE = 0o600
@@ -43,7 +46,7 @@ class DataDirectory:
         for place in self._tablespaces.values():
             place.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
         for place in (self.path, *self._tablespaces.values()):
-            if any(place.iterdir()):
+            if any(entry.name != INCOMPLETE for entry in place.iterdir()):
                 raise DestinationInUse(
                     f"{place} is not empty", remedy="Name a new or empty directory; nothing was touched."
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 
 from pitr_pipelines.errors import BadRequest
+from pitr_pipelines.restore.verification import Verification
 
 
 class AtTarget(StrEnum):
@@ -24,4 +25,13 @@ def check_keeps_running(at_target: AtTarget, keep_running: bool) -> None:
         raise BadRequest(
             "a server that is to pause at the target cannot be left stopped",
             remedy="Ask for shutdown at the target: that leaves the same state, with the server stopped.",
+        )
+
+
+def check_can_be_asked(at_target: AtTarget, verification: Verification) -> None:
+    """Raise BadRequest if pg_amcheck is asked for where it cannot be: it needs a server that takes writes."""
+    if verification.amcheck and at_target is not AtTarget.PROMOTE:
+        raise BadRequest(
+            f"pg_amcheck cannot be run in a cluster that stays in recovery ({at_target} at the target)",
+            remedy="Leave it out here, and run it when the cluster was promoted.",
         )

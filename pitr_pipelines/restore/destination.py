@@ -10,15 +10,19 @@ from __future__ import annotations
 import os
 import re
 import socket
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from pitr_pipelines import durable
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import BadRequest, DestinationInUse, PitrError
 from pitr_pipelines.postgres.account import Account, give, make_owned_directory, run, server_account
+from pitr_pipelines.postgres.data_directory import INCOMPLETE
 from pitr_pipelines.postgres.server import free_port
 from pitr_pipelines.restore.plan import Plan
+from pitr_pipelines.restore.tablespace_places import check_apart, resolve_places, sizes
 from pitr_pipelines.restore.target import (
     HourTarget,
     ImmediateTarget,
@@ -32,7 +36,7 @@ from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.units import show_bytes
 
-INCOMPLETE = "INCOMPLETE"
+__all__ = ["INCOMPLETE", "Destination", "DestinationUnusable", "choose_destination", "claim"]
 
 AHEAD_BYTES = 512 * 1024**2
 """How much WAL may be ready for recovery and not yet taken."""
@@ -53,11 +57,15 @@ class DestinationUnusable(PitrError):
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A restore's own directory, and the port on which the restored server is to listen."""
+    """A restore's own directory, and the port on which the restored server is to listen.
+
+    `placed` holds the directories of the tablespaces, by oid, that are to lie elsewhere.
+    """
 
     directory: Path
     port: int
     keep_running: bool
+    placed: Mapping[int, Path] = field(default_factory=dict, hash=False)
 
     @property
     def data_directory(self) -> Path:
@@ -65,8 +73,17 @@ class Destination:
 
     @property
     def tablespaces(self) -> Path:
-        """Holds a directory for each tablespace, named by its oid."""
+        """Holds a directory for each tablespace that has no other place, named by its oid."""
         return self.directory / "tablespaces"
+
+    def tablespace(self, oid: int) -> Path:
+        """Return where a tablespace goes."""
+        return self.placed.get(oid, self.tablespaces / str(oid))
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Everything that the restore fills, its own directory last: each is marked while it does."""
+        return (*self.placed.values(), self.directory)
 
     @property
     def wal(self) -> Path:
@@ -94,28 +111,44 @@ class Destination:
     def marker(self) -> Path:
         return self.directory / INCOMPLETE
 
+    @property
+    def markers(self) -> tuple[Path, ...]:
+        """Every mark, that of the restore's own directory last."""
+        return tuple(directory / INCOMPLETE for directory in self.directories)
+
 
 def choose_destination(
-    settings: Settings, plan: Plan, *, to: Path | None, port: int | None, keep_running: bool
+    settings: Settings,
+    plan: Plan,
+    *,
+    to: Path | None,
+    port: int | None,
+    keep_running: bool,
+    tablespaces: Mapping[str, str] | None = None,
 ) -> Destination:
     """Decide where a plan is carried out, and check that it can be there. Touches nothing.
 
     `to` is a directory that does not exist or is empty; by default it is a new one in
     `restore_root`, named for the database and the target. `port` is on 127.0.0.1; by default one
-    that is free. Raises DestinationInUse, DestinationUnusable or BadRequest.
+    that is free. `tablespaces` gives new or empty directories, by oid or by location on the source,
+    to tablespaces that are not to lie in the restore's. Raises DestinationInUse, DestinationUnusable
+    or BadRequest.
     """
     directory = (to or _new_name(settings, plan)).absolute().resolve()
-    _check_name(directory)
-    _check_place(settings, directory)
-    _check_empty(directory)
+    placed = resolve_places(plan.base, tablespaces or {})
     account = server_account(settings.run_as)
-    _check_reach(directory, account)
-    _check_space(directory, plan)
+    for place in (directory, *placed.values()):
+        _check_name(place)
+        _check_place(settings, place)
+        _check_empty(place)
+        _check_reach(place, account)
+    check_apart(directory, placed)
+    _check_space(settings, plan, directory, placed)
     if port is None:
         port = free_port()
     else:
         check_port(port)
-    return Destination(directory, port, keep_running)
+    return Destination(directory, port, keep_running, placed)
 
 
 def claim(destination: Destination, plan: Plan, account: Account) -> None:
@@ -124,13 +157,14 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
     Raises DestinationInUse if it is not empty, or another restore claims it at this moment.
     """
     directory = destination.directory
-    _make_parents(directory.parent)
-    if directory.is_dir():
-        _check_empty(directory)
-    else:
-        directory.mkdir(mode=0o700)
-        durable.fsync_directory(directory.parent)
-    _mark(destination, plan.database, str(plan.target))
+    for place in reversed(destination.directories):
+        _make_parents(place.parent)
+        if place.is_dir():
+            _check_empty(place)
+        else:
+            place.mkdir(mode=0o700)
+            durable.fsync_directory(place.parent)
+        _mark(place, destination, plan.database, str(plan.target))
     # Ours, so that no server can change what stands beside its data; open to its group, to pass.
     _open_to_group(directory, account)
     destination.tablespaces.mkdir(mode=0o700)
@@ -147,15 +181,17 @@ def claim_again(destination: Destination, database: str, wanted: str, account: A
 
     Raises DestinationInUse if somebody else does that at this moment.
     """
-    _mark(destination, database, wanted)
+    _mark(destination.directory, destination, database, wanted)
     make_owned_directory(destination.wal, account)
 
 
 def said_incomplete(destination: Destination) -> str:
     """Return what to add to an error after which a directory is left incomplete."""
+    places = ", ".join(str(place) for place in destination.placed.values())
     return (
         f" {destination.directory} is marked {INCOMPLETE}: delete it before you restore there again "
         f"(its log is {destination.log_file.name})."
+        + (f" So are the directories of its tablespaces: {places}." if places else "")
     )
 
 
@@ -310,17 +346,33 @@ def _enters(account: Account, directory: Path) -> bool:
     return run(account, ["/bin/sh", "-c", 'cd -- "$1"', "sh", directory]).returncode == 0
 
 
-def _check_space(directory: Path, plan: Plan) -> None:
-    place = _existing(directory)
-    free = _free_bytes(place)
-    needed = space_needed(plan)
-    if free < needed:
-        raise DestinationUnusable(
-            f"{place} has {show_bytes(free)} free, and this restore needs {show_bytes(needed)}: "
-            f"{show_bytes(plan.base.uncompressed_bytes)} of base backup, {show_bytes(plan.wal_bytes)} of WAL "
-            "(twice while it is replayed), and some to spare",
-            remedy="Make room, or name a directory on a larger file system. Nothing was touched.",
-        )
+def _check_space(settings: Settings, plan: Plan, directory: Path, placed: Mapping[int, Path]) -> None:
+    """Check that each file system has room for all that goes there."""
+    apart = sizes(Layout(settings.backup_root), plan.base) if placed else {}
+    elsewhere = {place: apart.get(oid, 0) for oid, place in placed.items()}
+    wanted = {directory: space_needed(plan) - sum(elsewhere.values())}
+    wanted |= {place: size + size // 20 for place, size in elsewhere.items()}
+    needed: dict[int, int] = {}
+    places: dict[int, Path] = {}
+    for path, size in wanted.items():
+        place = _existing(path)
+        device = place.stat().st_dev
+        places.setdefault(device, place)
+        needed[device] = needed.get(device, 0) + size
+    for device, place in places.items():
+        free = _free_bytes(place)
+        if free < needed[device]:
+            raise DestinationUnusable(
+                f"{place} has {show_bytes(free)} free, and this restore needs {show_bytes(needed[device])}"
+                f"{' there' if placed else ''}: {show_bytes(plan.base.uncompressed_bytes)} of base backup, "
+                f"{show_bytes(plan.wal_bytes)} of WAL (twice while it is replayed), and some to spare"
+                + (
+                    f"; {show_bytes(sum(elsewhere.values()))} of it go to tablespaces elsewhere"
+                    if placed
+                    else ""
+                ),
+                remedy="Make room, or name a directory on a larger file system. Nothing was touched.",
+            )
 
 
 def check_port(port: int) -> None:
@@ -358,11 +410,12 @@ def _make_parents(directory: Path) -> None:
         durable.fsync_directory(path.parent)
 
 
-def _mark(destination: Destination, database: str, wanted: str) -> None:
+def _mark(directory: Path, destination: Destination, database: str, wanted: str) -> None:
     begun = f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
     text = (
         f"This directory is a restore of {database} that has not finished, or was interrupted.\n"
-        "It is not a database. Do not start a server here, and do not copy it.\n"
+        + (f"It holds a tablespace of {destination.directory}.\n" * (directory != destination.directory))
+        + "It is not a database. Do not start a server here, and do not copy it.\n"
         "\n"
         f"Wanted: {wanted}\n"
         f"Begun:  {begun}, by process {os.getpid()} on {socket.gethostname()}\n"
@@ -371,17 +424,17 @@ def _mark(destination: Destination, database: str, wanted: str) -> None:
         "names (kill -QUIT); then delete this directory, and restore again.\n"
     )
     try:
-        descriptor = os.open(destination.marker, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        descriptor = os.open(directory / INCOMPLETE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         raise DestinationInUse(
-            f"another restore has just begun in {destination.directory}",
+            f"another restore has just begun in {directory}",
             remedy="Name another directory. Nothing was touched.",
         ) from None
     with open(descriptor, "w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    durable.fsync_directory(destination.directory)
+    durable.fsync_directory(directory)
 
 
 def _open_to_group(path: Path, account: Account) -> None:

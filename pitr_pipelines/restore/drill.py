@@ -1,11 +1,11 @@
 """Drills: restores done only to prove that they work, measured, then thrown away.
 
-A drill takes a random moment of what can be restored and goes all the way: plan, restore, start,
-pg_amcheck, the user's own queries. What it finds wrong with the backups is its outcome, and goes on
-record; that it could not be carried out (no room, no programs, a request that makes no sense) is an
-error and proves nothing either way. Neither the source server nor the backups are ever changed, and
-whatever happens the scratch directory is removed and its server ended; what a drill that was killed
-outright left behind, the next one clears away.
+A drill takes a random moment of what can be restored and goes all the way: plan, restore, page
+checksums, start, pg_amcheck, the user's own queries. What it finds wrong with the backups is its
+outcome, and goes on record; that it could not be carried out (no room, no programs, a request that
+makes no sense) is an error and proves nothing either way. Neither the source server nor the backups
+are ever changed, and whatever happens the scratch directory is removed and its server ended; what a
+drill that was killed outright left behind, the next one clears away.
 """
 
 from __future__ import annotations
@@ -228,6 +228,9 @@ class _Drill:
         self.seconds["fetch"] = self.restored.fetch_s
         self.seconds["replay"] = self.restored.recovery_s
         self.seconds["finish"] = self.restored.finish_s
+        if self.restored.pages is not None:
+            self.seconds["pages"] = self.restored.pages.took_s
+            self._keep(self.restored.pages)
         with private_directory(destination, cluster) as sockets:
             began = time.monotonic()
             self._start(destination, cluster, sockets)

@@ -24,8 +24,12 @@ AMCHECK = "pg_amcheck"
 
 _SHOWN_LINES = 20
 # What a client asks for beats what the source's configuration, databases and roles have: a time limit
-# meant for its applications, or read-only transactions, in which no extension can be created.
-_UNHINDERED = "-c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0"
+# meant for its applications, or read-only transactions, in which no extension can be created, or event
+# triggers that forbid it.
+UNHINDERED = (
+    "-c default_transaction_read_only=off -c statement_timeout=0 -c lock_timeout=0 "
+    "-c session_replication_role=replica"
+)
 _BOOLEAN_OID = 16
 _BOOLEANS = {b"t": True, b"f": False}
 
@@ -57,7 +61,7 @@ def run_amcheck(copy: Copy, binaries: Binaries, account: Account) -> CheckResult
     began = time.monotonic()
     argv: list[str | Path] = [binaries.program(AMCHECK), "--all", "--heapallindexed", "--install-missing"]
     argv += ["--host", copy.sockets, "--port", str(copy.port), "--username", copy.superuser, "--no-password"]
-    options = _UNHINDERED + (" -c transaction_timeout=0" if binaries.major >= 17 else "")
+    options = UNHINDERED + (" -c transaction_timeout=0" if binaries.major >= 17 else "")
     done = run(account, argv, env={"PGOPTIONS": options})
     said = (done.stdout.strip() or done.stderr.strip()).splitlines()
     problem = None

@@ -5,6 +5,9 @@ order of the plan, in parallel, into a directory from which restore-wal.sh takes
 there and not yet taken is never more than a fixed amount, whatever there is to replay. A file that
 recovery wants again, or out of order, is made at once.
 
+Each segment is looked through for what must not be replayed as it is (see diversion.py) before it is
+handed out, and none is handed out before `open_up`.
+
 The list `expected`, written before recovery starts, says which files there are, so that one that never
 existed can be told from one that is not ready. When a file cannot be made, the feeder says so in
 `failed`, which makes recovery abort, and `check` raises: recovery never ends early as if all were well.
@@ -21,9 +24,19 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pitr_pipelines.errors import PitrError
+from pitr_pipelines.postgres.binaries import Binaries
 from pitr_pipelines.restore.destination import AHEAD_BYTES
+from pitr_pipelines.restore.diversion import (
+    BEGINNING_BYTES,
+    Change,
+    Diversion,
+    Diverted,
+    change,
+    find_creations,
+)
 from pitr_pipelines.restore.segment_files import SegmentFiles
-from pitr_pipelines.restore.wal_source import InBase, WalSegment
+from pitr_pipelines.restore.wal_source import InBase
+from pitr_pipelines.wal.lsn import SegmentName, WalFileKind, classify
 
 EXPECTED = "expected"
 """The list of every file that recovery can need."""
@@ -31,7 +44,7 @@ EXPECTED = "expected"
 _AHEAD_AT_LEAST = 2
 _MEMORY_BYTES = 512 * 1024**2
 """How much unpacked WAL may be in memory at once."""
-_WANT, _FAILED, _ALIVE = "want", "failed", "alive"
+_WANT, _FAILED, _ALIVE, _MADE = "want", "failed", "alive", "made"
 _POLL_S = 0.005
 _BEAT_S = 1.0
 
@@ -43,10 +56,21 @@ class Feeder:
     """
 
     def __init__(
-        self, files: SegmentFiles, directory: Path, ahead_bytes: int, *, base_is_unpacked: bool
+        self,
+        files: SegmentFiles,
+        directory: Path,
+        binaries: Binaries,
+        ahead_bytes: int,
+        *,
+        base_is_unpacked: bool,
     ) -> None:
         self.files = files
         self.waited_s = 0.0
+        self._binaries = binaries
+        self._open = threading.Event()
+        self._diverted: dict[int, Diverted] = {}
+        self._changes: dict[str, tuple[Change, ...]] = {}
+        """What is to be changed about a segment, because of a record that begins in the one before."""
         self._directory = directory
         there = InBase(files.plan.base.day) if base_is_unpacked else None
         self._segments = [segment for segment in files.plan.segments if segment.place != there]
@@ -59,7 +83,11 @@ class Feeder:
         self._running: Future[None] | None = None
         self._end = threading.Event()
         # The rest is the loop's own.
-        self._working: dict[Future[None], tuple[int, ...]] = {}
+        self._working: dict[Future[list[Diversion]], tuple[int, ...]] = {}
+        self._made: set[int] = set()
+        """Made and looked through, but not handed out."""
+        self._seen: set[int] = set()
+        """Looked through, at any time."""
         self._ready: set[int] = set()
         self._taken = 0
         """All segments before this one were taken, or passed by."""
@@ -73,16 +101,57 @@ class Feeder:
         """How many segments there are to serve."""
         return len(self._segments)
 
+    @property
+    def diverted(self) -> tuple[Diverted, ...]:
+        """The tablespaces that the WAL creates, as far as it was served."""
+        return tuple(self._diverted.values())
+
+    def open_up(self, pg_wal: Path | None = None) -> None:
+        """Let recovery have what is ready, now that all is there that comes before it.
+
+        `pg_wal` is where the base's own segments are; they are looked through first. Raises
+        ArtifactDamaged.
+        """
+        for path in sorted(pg_wal.iterdir()) if pg_wal is not None else ():
+            if classify(path.name) is WalFileKind.SEGMENT:
+                self._look_through_own(path)
+        self._open.set()
+
     def check(self) -> None:
         """Raise what kept a file from being made, if anything did."""
         if self._running is not None and self._running.done():
             self._running.result()
+
+    def _look_through_own(self, path: Path) -> None:
+        """Look through a segment that came with the base, together with each that can follow it."""
+        size = self.files.plan.base.wal_segment_size
+        name = SegmentName.parse(path.name)
+        served = [s for s in self._segments if s.name.number(size) == name.number(size) + 1]
+        own = path.with_name(str(name.following(size)))
+        found = [self._find(path, name, self.files.beginning(segment)) for segment in served]
+        if own.exists():
+            with own.open("rb") as file:
+                found.append(self._find(path, name, file.read(BEGINNING_BYTES)))
+        elif not served:
+            found.append(self._find(path, name, b""))
+        for diversion in found:
+            change(path, diversion.inside)
+        for segment, diversion in zip(served, found, strict=False):
+            self._changes[str(segment.name)] = diversion.beyond
+        if own.exists():
+            change(own, found[-1].beyond)
+
+    def _find(self, path: Path, name: SegmentName, following: bytes) -> Diversion:
+        found = find_creations(path, name, following, self._binaries)
+        self._diverted.update((tablespace.oid, tablespace) for tablespace in found.diverted)
+        return found
 
     def _start(self) -> None:
         names = list(self._place)
         for name, content in self.files.histories():
             self.files.write(self._directory / name, content)
             names.append(name)
+        (self._directory / _MADE).mkdir(mode=0o700)
         self._beat(0)
         self.files.write(self._directory / EXPECTED, "".join(f"{name}\n" for name in sorted(names)).encode())
         self._running = self._loop.submit(self._run)
@@ -97,6 +166,7 @@ class Feeder:
         try:
             while not self._end.is_set():
                 self._collect()
+                self._hand_out()
                 self._see_what_was_taken()
                 self._hear()
                 self._make_ahead()
@@ -118,11 +188,33 @@ class Feeder:
         """Take note of what is ready. Raises what kept a file from being made."""
         for future in [future for future in self._working if future.done()]:
             indexes = self._working.pop(future)
-            future.result()
-            self._ready.update(indexes)
-            if self._wanted is not None and self._wanted[0] in indexes:
+            for index, found in zip(indexes, future.result(), strict=True):
+                path = self._made_file(index)
+                change(path, found.inside)
+                if found.beyond:
+                    self._changes[str(self._segments[index + 1].name)] = found.beyond
+                self._made.add(index)
+                self._seen.add(index)
+
+    def _hand_out(self) -> None:
+        """Hand out what is made, once it is known what the segment before does to it."""
+        if not self._open.is_set():
+            return
+        for index in sorted(self._made):
+            before = index - 1
+            if self._is_being_made(before) or (index != self._taken and before not in self._seen):
+                continue
+            name = str(self._segments[index].name)
+            change(self._made_file(index), self._changes.get(name, ()))
+            self._made_file(index).rename(self._directory / name)
+            self._made.remove(index)
+            self._ready.add(index)
+            if self._wanted is not None and self._wanted[0] == index:
                 self.waited_s += max(0.0, time.time() - self._wanted[1])
                 self._wanted = None
+
+    def _made_file(self, index: int) -> Path:
+        return self._directory / _MADE / str(self._segments[index].name)
 
     def _see_what_was_taken(self) -> None:
         while self._ready:
@@ -149,19 +241,22 @@ class Feeder:
         index = self._place.get(name.strip())
         if index is None or index in self._ready:
             return
+        for passed in [made for made in self._made if made < index]:
+            self._made.remove(passed)
+            self._made_file(passed).unlink()
         self._wanted = (index, since)
         # It may have gone back: at its end, recovery reads the segment in which it ended once more.
         self._taken, self._next = index, index + 1
-        if not self._is_being_made(index):
+        if index not in self._made and not self._is_being_made(index):
             self._begin([index])
 
     def _make_ahead(self) -> None:
         while self._next < len(self._segments):
-            held = len(self._ready) + sum(map(len, self._working.values()))
+            held = len(self._ready) + len(self._made) + sum(map(len, self._working.values()))
             if held >= self._window:
                 return
             index, self._next = self._next, self._next + 1
-            if index not in self._ready and not self._is_being_made(index):
+            if index not in self._ready and index not in self._made and not self._is_being_made(index):
                 self._begin(self._together(index))
 
     def _together(self, index: int) -> list[int]:
@@ -174,6 +269,7 @@ class Feeder:
             for other in range(index, len(self._segments))
             if self._segments[other].place == place
             and other not in self._ready
+            and other not in self._made
             and not self._is_being_made(other)
         ]
 
@@ -181,16 +277,28 @@ class Feeder:
         return any(index in indexes for indexes in self._working.values())
 
     def _begin(self, indexes: Sequence[int]) -> None:
-        segments = [self._segments[index] for index in indexes]
-        self._working[self._pool.submit(self._make, segments)] = tuple(indexes)
+        self._working[self._pool.submit(self._make, indexes)] = tuple(indexes)
 
-    def _make(self, segments: Sequence[WalSegment]) -> None:
+    def _make(self, indexes: Sequence[int]) -> list[Diversion]:
+        """Make some segments, and look through them."""
+        segments = [self._segments[index] for index in indexes]
         place = segments[0].place
         if isinstance(place, InBase):
             names = [str(segment.name) for segment in segments]
-            self.files.make_from_base(place.day, names, self._directory)
+            self.files.make_from_base(place.day, names, self._directory / _MADE)
         else:
-            self.files.make(segments[0], self._directory / str(segments[0].name))
+            self.files.make(segments[0], self._made_file(indexes[0]))
+        return [self._look_through(index, together=index + 1 in indexes) for index in indexes]
+
+    def _look_through(self, index: int, *, together: bool) -> Diversion:
+        """`together`: the segment that follows was made just now as well, and is not changed yet."""
+        beginning = b""
+        if together:
+            with self._made_file(index + 1).open("rb") as file:
+                beginning = file.read(BEGINNING_BYTES)
+        elif index + 1 < len(self._segments):
+            beginning = self.files.beginning(self._segments[index + 1])
+        return self._find(self._made_file(index), self._segments[index].name, beginning)
 
     def _beat(self, count: int) -> None:
         self.files.write(self._directory / _ALIVE, f"{count}\n".encode())
@@ -205,6 +313,7 @@ class Feeder:
 def feed(
     files: SegmentFiles,
     directory: Path,
+    binaries: Binaries,
     *,
     ahead_bytes: int = AHEAD_BYTES,
     base_is_unpacked: bool = True,
@@ -215,7 +324,7 @@ def feed(
     pg_wal. The directory exists and belongs to the server's account. What is left in it afterwards is for the
     caller to remove.
     """
-    feeder = Feeder(files, directory, ahead_bytes, base_is_unpacked=base_is_unpacked)
+    feeder = Feeder(files, directory, binaries, ahead_bytes, base_is_unpacked=base_is_unpacked)
     try:
         feeder._start()
         yield feeder

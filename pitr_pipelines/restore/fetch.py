@@ -25,7 +25,7 @@ def fetch(files: SegmentFiles, destination: Destination, *, report: Report = sil
     """
     plan = files.plan
     tablespaces = {
-        tablespace.oid: destination.tablespaces / str(tablespace.oid) for tablespace in plan.base.tablespaces
+        tablespace.oid: destination.tablespace(tablespace.oid) for tablespace in plan.base.tablespaces
     }
     extract_base(
         files.layout.base(plan.database, plan.base.day),

@@ -41,7 +41,8 @@ class Handover:
             shutil.rmtree(self.destination.wal)
         self.destination.script.unlink(missing_ok=True)
         report(Progress("sync", 0, 1, "file systems"))
-        durable.sync_file_system(self.destination.directory)
+        for directory in self.destination.directories:
+            durable.sync_file_system(directory)
         report(Progress("sync", 1, 1, "file systems"))
 
     def start(self, configuration: Configuration) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -15,12 +17,16 @@ from pitr_pipelines.restore.plan import (
     StopAtTime,
     StopAtXid,
 )
+from pitr_pipelines.restore.tablespace_places import place_lines
 from pitr_pipelines.restore.target import moment_of, show_moment
 from pitr_pipelines.units import show_bytes
 
 
-def plan_lines(plan: Plan, zone: ZoneInfo) -> list[str]:
-    """Return the plan in lines, the most important first."""
+def plan_lines(plan: Plan, zone: ZoneInfo, placed: Mapping[int, Path] | None = None) -> list[str]:
+    """Return the plan in lines, the most important first.
+
+    `placed` says which tablespaces have been given a place of their own.
+    """
     base = plan.base
     moment = moment_of(plan.target)
     asked = str(plan.target) if moment is None else show_moment(moment, zone)
@@ -36,6 +42,7 @@ def plan_lines(plan: Plan, zone: ZoneInfo) -> list[str]:
         span = str(held[0].name) if len(held) == 1 else f"{held[0].name} to {held[-1].name}"
         lines.append(f"              {span}  from {place}")
     lines.append(f"  stop      {stop_text(plan.stop, zone)}")
+    lines += [f"  tablespace {line}" for line in place_lines(base, placed or {})]
     lines += [f"  note      {note}" for note in plan.notes]
     return lines
 
@@ -60,8 +67,8 @@ def stop_text(stop: Stop, zone: ZoneInfo) -> str:
             return f"at the end of that WAL, because {why}"
 
 
-def plan_json(plan: Plan) -> dict[str, Any]:
-    """Return the plan as JSON values."""
+def plan_json(plan: Plan, placed: Mapping[int, Path] | None = None) -> dict[str, Any]:
+    """Return the plan as JSON values. Of a tablespace without a place of its own, `to` is None."""
     moment = moment_of(plan.target)
     return {
         "database": plan.database,
@@ -73,6 +80,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "timeline": plan.base.timeline,
             "major": plan.base.major,
         },
+        "tablespaces": [
+            {
+                "oid": tablespace.oid,
+                "from": tablespace.location,
+                "to": str(placed[tablespace.oid]) if placed and tablespace.oid in placed else None,
+            }
+            for tablespace in plan.base.tablespaces
+        ],
         "timeline": plan.branch.timeline,
         "segments": [{"name": str(s.name), "from": str(s.place)} for s in plan.segments],
         "wal_bytes": plan.wal_bytes,

@@ -222,6 +222,10 @@ def isolated_options(
         "hot_standby": "off",
         "max_worker_processes": "0",
         "max_prepared_transactions": str(capacity),
+        # A tablespace that the WAL creates is made inside the data directory: see diversion.py. Without
+        # this, PostgreSQL takes a directory among the links to tablespaces for damage.
+        # Source: CheckTablespaceDirectory() in src/backend/access/transam/xlogrecovery.c.
+        "allow_in_place_tablespaces": "on",
         # A log that can be read, whatever the source's settings are.
         "lc_messages": "C",
         "TimeZone": "UTC",

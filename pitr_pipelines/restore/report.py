@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from pydantic import BaseModel, ConfigDict
 
+from pitr_pipelines.catalog.drills import CheckResult
 from pitr_pipelines.catalog.records import Moment
+from pitr_pipelines.errors import RestoredButDamaged
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.target import show_moment
 from pitr_pipelines.units import show_bytes, show_duration
@@ -26,7 +29,9 @@ class RestoreReport(BaseModel):
     in it, or recovery stopped at no transaction). `base_bytes` is the base unpacked, `wal_bytes` the
     WAL of the plan, of which `segments_fed` segments did not come with the base. Times are in seconds;
     `wal_wait_s` is that part of `recovery_s` in which recovery waited for WAL that was not ready.
-    `checks` are what was verified, `notes` what a person should know.
+    `checks` are what was verified, `notes` what a person should know. `pages` and `amcheck` are what
+    came of these checks, None where they were not done; `plan` is the plan, as `pitr restore --plan
+    --json` shows it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,6 +67,27 @@ class RestoreReport(BaseModel):
     stop_command: str
     checks: tuple[str, ...]
     notes: tuple[str, ...]
+    """Until the base and the WAL were there: both are fetched at once, so they overlap in `fetch_s`."""
+    pages: CheckResult | None = None
+    amcheck: CheckResult | None = None
+    plan: dict[str, Any] = {}
+
+    @property
+    def damage(self) -> str | None:
+        """What pg_amcheck found in the restored cluster, or why it could not look; None if nothing."""
+        return self.amcheck.problem if self.amcheck is not None else None
+
+    def raise_if_damaged(self) -> None:
+        """Raise RestoredButDamaged if pg_amcheck did not find everything as it should be."""
+        if self.damage is not None:
+            raise RestoredButDamaged(
+                f"{self.database} is restored to {self.target}, whole and on disk, in "
+                f"{self.data_directory}, but {self.damage}",
+                remedy="What it found was most likely so in the original at this moment: run pg_amcheck "
+                "there, or restore to an earlier one. A damaged index is mended with REINDEX; of a damaged "
+                "table, save what can be read. The restored server is as you asked for it. If pg_amcheck "
+                "could not do its work, run it by hand.",
+            )
 
     @property
     def bytes_per_second(self) -> float:
@@ -94,7 +120,7 @@ class RestoreReport(BaseModel):
         lines = [
             f"restored {self.database} in {show_duration(self.total_s)} "
             f"({show_bytes(self.base_bytes + self.wal_bytes)}, {show_bytes(self.bytes_per_second)}/s: "
-            f"fetch {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, of which "
+            f"base {show_duration(self.fetch_s)}, replay {show_duration(self.recovery_s)}, of which "
             f"{self.wal_wait_share:.0%} waiting for WAL, finish {show_duration(self.finish_s)})",
             f"  data      {self.data_directory}",
             f"  state     last transaction {show_moment(last, zone) if last else 'that of the base backup'}; "
@@ -103,6 +129,8 @@ class RestoreReport(BaseModel):
         if self.first_left_out_at:
             lines.append(f"  left out  everything from {show_moment(self.first_left_out_at, zone)} on")
         lines += [f"  checked   {check}" for check in self.checks]
+        if self.damage is not None:
+            lines += [f"  FAILED    {line}" for line in self.damage.splitlines()]
         lines += [f"  note      {note}" for note in self.notes]
         if self.running:
             lines += [f"  connect   {self.connect}", f"  end it    {self.stop_command}"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
@@ -22,23 +22,26 @@ from pitr_pipelines.postgres.account import server_account
 from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Report, silent
-from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
+from pitr_pipelines.restore.at_target import AtTarget, check_can_be_asked, check_keeps_running
 from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import Destination, choose_destination, claim, said_incomplete
 from pitr_pipelines.restore.feeder import feed
 from pitr_pipelines.restore.fetch import fetch
 from pitr_pipelines.restore.handover import Handover, in_sentences, terminable
 from pitr_pipelines.restore.plan import Plan
-from pitr_pipelines.restore.plan_text import stop_text
-from pitr_pipelines.restore.reach import reach
+from pitr_pipelines.restore.plan_text import plan_json, stop_text
+from pitr_pipelines.restore.reach import Aim, reach
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.segment_files import SegmentFiles
 from pitr_pipelines.restore.standing import end_of_plan
+from pitr_pipelines.restore.verification import Verification, check_lines, check_pages, note_lines, require
 from pitr_pipelines.settings import Settings
 
-__all__ = ["Destination", "RestoreReport", "choose_destination", "restore", "terminable"]
+__all__ = ["Destination", "RestoreReport", "Verification", "choose_destination", "restore", "terminable"]
 
 logger = logging.getLogger(__name__)
+
+DEFAULT_VERIFICATION = Verification()
 
 
 def restore(
@@ -47,12 +50,15 @@ def restore(
     destination: Destination,
     *,
     at_target: AtTarget = AtTarget.PROMOTE,
+    verification: Verification = DEFAULT_VERIFICATION,
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave, and do `at_target` at its target.
 
-    `report` gets the steps `extract`, `unpack` and `replay`; `log` gets a line at each turn.
+    `verification` says what is looked at beyond the target; what pg_amcheck finds is in the report, and
+    for the caller to make something of. `report` gets the steps `extract`, `replay`, `amcheck`,
+    `check pages` and `sync`; `log` gets a line at each turn.
 
     Raises BadRequest if the server is to pause and not to run, DestinationInUse if the directory is no
     longer free, BinariesNotFound; ArtifactDamaged,
@@ -60,14 +66,16 @@ def restore(
     that says so if the data is whole but the server does not start.
     """
     check_keeps_running(at_target, destination.keep_running)
+    check_can_be_asked(at_target, verification)
     account = server_account(settings.run_as)
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
+    require(binaries, replace(verification, pages=verification.pages and plan.base.data_checksums))
     stops = plan if at_target is AtTarget.PROMOTE else end_of_plan(settings, plan)
     with in_sentences(destination):
         claim(destination, plan, account)
     try:
         with terminable(), in_sentences(destination):
-            work = _Restore(settings, plan, stops, destination, at_target, report, log)
+            work = _Restore(settings, plan, stops, destination, at_target, verification, report, log)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
         if destination.marker.exists():
@@ -84,6 +92,7 @@ class _Restore:
     stops: Plan
     destination: Destination
     at_target: AtTarget
+    verification: Verification
     report: Report
     log: Callable[[str], None]
 
@@ -91,31 +100,30 @@ class _Restore:
         plan, destination = self.plan, self.destination
         begun = time.monotonic()
         self.log(f"unpacking the base backup of {plan.base.day}, and the first of its WAL")
-        files = SegmentFiles(Layout(self.settings.backup_root), plan, cluster.account)
-        with feed(files, destination.wal) as feeder:
+        layout = Layout(self.settings.backup_root)
+        files = SegmentFiles(layout, plan, cluster.account)
+        with feed(files, destination.wal, cluster.binaries) as feeder:
             fetch(files, destination, report=self.report)
+            feeder.open_up(cluster.data_directory / "pg_wal")
             control = cluster.control_data()
             configuration = Configuration(cluster, destination, plan.database)
             configuration.adapt(control)
             fetched = time.monotonic()
 
             self.log(f"replaying {len(plan.segments)} WAL segments")
-            reached = reach(
-                self.settings,
-                cluster,
-                self.stops,
-                destination,
-                configuration,
-                self.at_target,
-                feeder,
-                self.report,
-            )
+            aim = Aim(self.stops, destination, self.at_target, amcheck=self.verification.amcheck)
+            reached = reach(self.settings, cluster, aim, configuration, feeder, self.report, self.log)
         recovered, seen = reached.recovered, reached.seen
         replayed = time.monotonic()
 
+        pages = None
+        if self.verification.pages:
+            base = layout.base(plan.database, plan.base.day)
+            pages = check_pages(cluster, cluster.control_data(), plan.database, base, report=self.report)
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
         handover = Handover(cluster, destination, plan.database)
         handover.make_whole(configuration, self.report)
+        unchecked = tuple(note_lines(pages, wanted=self.verification.pages))
         done = RestoreReport(
             database=plan.database,
             target=str(plan.target),
@@ -146,11 +154,15 @@ class _Restore:
             connect=handover.connect_command(seen.superuser),
             start=handover.start_command,
             stop_command=handover.stop_command,
-            checks=(*reached.checks, *seen.checks),
-            notes=(*plan.notes, *configuration.notes, *seen.notes),
+            checks=(*reached.checks, *seen.checks, *check_lines(pages, reached.amcheck)),
+            notes=(*plan.notes, *configuration.notes, *seen.notes, *reached.notes, *unchecked),
+            pages=pages,
+            amcheck=reached.amcheck,
+            plan=plan_json(plan, destination.placed),
         )
         write_record(destination.report_file, done)
-        durable.remove_durably(destination.marker)
+        for marker in destination.markers:
+            durable.remove_durably(marker)
         if not reached.is_to_run:
             return done
 
@@ -163,7 +175,7 @@ class _Restore:
                 "finish_s": finished - replayed,
                 "total_s": finished - begun,
                 "finished_at": datetime.now(UTC),
-                "notes": (*plan.notes, *configuration.notes, *seen.notes),
+                "notes": (*plan.notes, *configuration.notes, *seen.notes, *reached.notes, *unchecked),
             }
         )
         write_record(destination.report_file, done)

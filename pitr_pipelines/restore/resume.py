@@ -41,7 +41,7 @@ from pitr_pipelines.restore.handover import Handover, in_sentences, terminable
 from pitr_pipelines.restore.plan import Plan, StopAtLsn, StopAtTime, StopAtXid
 from pitr_pipelines.restore.plan_text import stop_text
 from pitr_pipelines.restore.prepare import plan_restore
-from pitr_pipelines.restore.reach import reach
+from pitr_pipelines.restore.reach import Aim, reach
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.segment_files import SegmentFiles, keep_what_was_left
 from pitr_pipelines.restore.standing import HELD_STATES, STANDBY_SIGNAL, end_of_plan, local_wal, promoted
@@ -207,15 +207,17 @@ def move_on(
     begun = time.monotonic()
     with _claimed(standing, str(plan.target)):
         files = SegmentFiles(Layout(settings.backup_root), plan, cluster.account)
-        with feed(files, destination.wal, base_is_unpacked=False) as feeder:
+        with feed(files, destination.wal, cluster.binaries, base_is_unpacked=False) as feeder:
             cluster.stop("fast", timeout_s=_STOP_S)
             keep_what_was_left(files, destination.data_directory / "pg_wal")
             put_script(destination)
+            feeder.open_up()
             fetched = time.monotonic()
             configuration = Configuration.reopen(cluster, destination, done.database)
             configuration.release()
             log(f"replaying the WAL from {done.recovered_to_lsn}")
-            reached = reach(settings, cluster, stops, destination, configuration, at_target, feeder, report)
+            aim = Aim(stops, destination, at_target)
+            reached = reach(settings, cluster, aim, configuration, feeder, report, log)
         recovered, seen = reached.recovered, reached.seen
         replayed = time.monotonic()
         log(f"replayed to {recovered.end_lsn}; making everything durable")
@@ -238,7 +240,11 @@ def move_on(
                 "fetch_s": fetched - begun,
                 "recovery_s": replayed - fetched,
                 "checks": (*reached.checks, *seen.checks),
-                "notes": tuple(dict.fromkeys((*done.notes, *plan.notes, *configuration.notes, *seen.notes))),
+                "notes": tuple(
+                    dict.fromkeys(
+                        (*done.notes, *plan.notes, *configuration.notes, *seen.notes, *reached.notes)
+                    )
+                ),
             },
             runs=reached.is_to_run,
             superuser=seen.superuser,

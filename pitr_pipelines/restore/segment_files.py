@@ -22,6 +22,7 @@ from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.postgres.account import Account
 from pitr_pipelines.postgres.base_contents import damaged
 from pitr_pipelines.postgres.tar_stream import TarStream
+from pitr_pipelines.restore.diversion import BEGINNING_BYTES
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, Place, WalIndex, WalSegment
 from pitr_pipelines.wal import archive, bundle_file
@@ -89,6 +90,16 @@ class SegmentFiles:
                 raise
             return self._content(elsewhere.place)
 
+    def beginning(self, segment: WalSegment) -> bytes:
+        """Return the first BEGINNING_BYTES of a segment, unchecked. Raises as `make` does."""
+        try:
+            return self._beginning(segment)
+        except (FileNotFoundError, ArtifactDamaged):
+            elsewhere = self._elsewhere(segment)
+            if elsewhere is None:
+                raise
+            return self._beginning(elsewhere)
+
     def histories(self) -> Iterator[tuple[str, bytes]]:
         """Yield the history files of the branch, by name. Timeline 1 has none.
 
@@ -143,6 +154,24 @@ class SegmentFiles:
             case InBase(day):
                 raise AssertionError(f"the base {day} is read as a whole")
 
+    def _beginning(self, segment: WalSegment) -> bytes:
+        match segment.place:
+            case InBundle(hour, member):
+                return bundle_file.read_beginning(
+                    self.layout.bundle(self.plan.database, hour), member, BEGINNING_BYTES
+                )
+            case InArchive(file):
+                self._check_raw(file.path)
+                with file.path.open("rb") as opened:
+                    return opened.read(BEGINNING_BYTES)
+            case InBase(day):
+                packed = next(self.layout.base(self.plan.database, day).glob("pg_wal.tar*"))
+                with TarStream(packed) as stream:
+                    for held in stream:
+                        if held.name == str(segment.name):
+                            return bytes(stream.read()[:BEGINNING_BYTES])
+                raise damaged(packed, f"it does not hold {segment.name}")
+
     def _elsewhere(self, segment: WalSegment) -> WalSegment | None:
         """Return where a segment is by now, if bundling has moved it since the plan was made."""
         index = WalIndex(self.layout, read_inventory(self.layout, self.plan.database))
@@ -196,7 +225,9 @@ def keep_what_was_left(files: SegmentFiles, pg_wal: Path) -> None:
         if not used or successor is None or successor.name.timeline <= ancestor.timeline:
             continue
         copy = pg_wal / str(SegmentName.numbered(number, ancestor.timeline, size))
-        if not copy.exists() and not isinstance(successor.place, InBase):
+        if not isinstance(successor.place, InBase):
+            # The base may have brought the begin of it: pg_basebackup streams a little further than it must.
+            copy.unlink(missing_ok=True)
             files.write(copy, bytes(files.content(successor)[:used]).ljust(size, b"\0"))
 
 

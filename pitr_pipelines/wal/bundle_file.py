@@ -185,6 +185,34 @@ def read_member(bundle: Path, member: BundleMember) -> memoryview:
     return content
 
 
+def read_beginning(bundle: Path, member: BundleMember, size_bytes: int) -> bytes:
+    """Read the first `size_bytes` of a file in a bundle, without reading all of it, unchecked.
+
+    Raises ArtifactDamaged if it cannot be unpacked.
+    """
+    header = len(_header(member.name, member.closed_at, member.size_bytes))
+    wanted = header + min(size_bytes, member.size_bytes)
+    unpacker = igzip_lib.IgzipDecompressor(igzip_lib.DECOMP_GZIP)
+    found = b""
+    try:
+        with bundle.open("rb") as file:
+            file.seek(member.offset)
+            left = member.length
+            while len(found) < wanted and left:
+                packed = file.read(min(_CHUNK_BYTES, left))
+                if not packed:
+                    raise EOFError("it is cut off")
+                left -= len(packed)
+                found += unpacker.decompress(packed, wanted - len(found))
+                while len(found) < wanted and not unpacker.needs_input and not unpacker.eof:
+                    found += unpacker.decompress(b"", wanted - len(found))
+    except FileNotFoundError:
+        raise _damaged(bundle, None, "is missing, though its record is there") from None
+    except UNPACKING_ERRORS as error:
+        raise _damaged(bundle, member.name, f"cannot be unpacked ({error})") from None
+    return found[header:wanted]
+
+
 def is_whole(bundle: Path) -> bool:
     """Tell whether a bundle file has its end; a cut between two members is visible nowhere else."""
     with bundle.open("rb") as file:

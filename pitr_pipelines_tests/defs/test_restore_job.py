@@ -134,7 +134,15 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
                 }
             },
             "run_restore": {
-                "config": {"directory": None, "port": None, "keep_running": True, "at_target": "promote"}
+                "config": {
+                    "directory": None,
+                    "port": None,
+                    "keep_running": True,
+                    "at_target": "promote",
+                    "tablespaces": {},
+                    "page_checks": True,
+                    "amcheck": False,
+                }
             },
         }
     }

@@ -78,8 +78,17 @@ class Scene:
     def plan(self, target: Target, *, seal: bool = False) -> Plan:
         return plan_restore(self.settings, self.server.name, target, seal=seal)
 
-    def destination(self, plan: Plan, *, to: Path | None = None, keep_running: bool = True) -> Destination:
-        return choose_destination(self.settings, plan, to=to, port=None, keep_running=keep_running)
+    def destination(
+        self,
+        plan: Plan,
+        *,
+        to: Path | None = None,
+        keep_running: bool = True,
+        tablespaces: dict[str, str] | None = None,
+    ) -> Destination:
+        return choose_destination(
+            self.settings, plan, to=to, port=None, keep_running=keep_running, tablespaces=tablespaces
+        )
 
     def restored_cluster(self, destination: Destination) -> Cluster:
         source = self.server.cluster
@@ -87,11 +96,15 @@ class Scene:
 
     @contextmanager
     def restored(
-        self, target: Target | None = None, *, to: Path | None = None
+        self,
+        target: Target | None = None,
+        *,
+        to: Path | None = None,
+        tablespaces: dict[str, str] | None = None,
     ) -> Iterator[tuple[RestoreReport, psycopg.Connection]]:
         """Restore and connect as superuser; the restored server is ended afterwards."""
         plan = self.plan(target or LatestTarget())
-        destination = self.destination(plan, to=to)
+        destination = self.destination(plan, to=to, tablespaces=tablespaces)
         report = restore(self.settings, plan, destination)
         try:
             with psycopg.connect(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from pitr_pipelines.errors import BadRequest, DestinationInUse
+from pitr_pipelines.catalog.records import Tablespace
+from pitr_pipelines.errors import BadRequest, DestinationInUse, PitrError
 from pitr_pipelines.postgres.account import Account
 from pitr_pipelines.restore.destination import (
     Destination,
@@ -19,6 +21,7 @@ from pitr_pipelines.restore.destination import (
     space_needed,
 )
 from pitr_pipelines.restore.plan import Plan
+from pitr_pipelines.restore.tablespace_places import parse_assignments
 from pitr_pipelines.restore.target import HourTarget, LatestTarget
 from pitr_pipelines.settings import Settings, parse_settings
 from pitr_pipelines.wal.hours import Hour
@@ -171,3 +174,82 @@ def test_a_running_server_of_an_interrupted_restore_is_named(settings: Settings,
 def test_a_socket_path_has_107_bytes() -> None:
     assert fits_a_socket(Path("/" + "x" * 92), 5432)
     assert not fits_a_socket(Path("/" + "x" * 93), 5432)
+
+
+def spaced_plan(*locations: str, base_bytes: int = 1000) -> Plan:
+    """Return a plan with tablespaces, numbered from 16388 on."""
+    plan = plan_by_hand(base_bytes=base_bytes)
+    tablespaces = tuple(
+        Tablespace(oid=oid, location=location) for oid, location in enumerate(locations, 16388)
+    )
+    return replace(plan, base=plan.base.model_copy(update={"tablespaces": tablespaces}))
+
+
+def place(settings: Settings, plan: Plan, wanted: dict[str, str]) -> Destination:
+    return choose_destination(settings, plan, to=None, port=None, keep_running=True, tablespaces=wanted)
+
+
+def test_a_tablespace_goes_where_it_is_wanted_by_oid_or_location(
+    settings: Settings, reachable_tmp: Path, account: Account
+) -> None:
+    plan = spaced_plan("/srv/one", "/srv/two = /three", "/srv/four")
+    four = f"/srv/four/={reachable_tmp}/d"
+    wanted = parse_assignments(
+        [f"16388={reachable_tmp}/a", f"/srv/two = /three={reachable_tmp}/b c/../b", four]
+    )
+    destination = place(settings, plan, wanted)
+    assert destination.tablespace(16388) == reachable_tmp / "a"
+    assert destination.tablespace(16389) == reachable_tmp / "b"
+    assert destination.tablespace(16390) == reachable_tmp / "d"
+    assert sorted(path.name for path in reachable_tmp.iterdir()) == []
+    claim(destination, plan, account)
+    for path in (destination.directory, *(reachable_tmp / name for name in "abd")):
+        assert "has not finished" in (path / "INCOMPLETE").read_text()
+    with pytest.raises(DestinationInUse, match="has not finished"):
+        place(settings, plan, {"16388": f"{reachable_tmp}/a"})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "refused", "says"),
+    [
+        ({"16399": "{}/a"}, BadRequest, "It has 16388 (/srv/one), 16389 (/srv/two)"),
+        ({"16388": "a"}, BadRequest, "not an absolute path"),
+        ({"16388": "{}/a", "/srv/one": "{}/b"}, BadRequest, "given two places"),
+        ({"16388": "{}/a", "16389": "{}/a"}, DestinationInUse, "are not apart"),
+        ({"16388": "{}/a", "16389": "{}/a/b"}, DestinationInUse, "are not apart"),
+        ({"16388": "{}/restore/order-db-20260129T143000Z/x"}, DestinationInUse, "are not apart"),
+        ({"16388": "{}/backup/x"}, DestinationInUse, "lies in the backups themselves"),
+        ({"16388": "{}/full"}, DestinationInUse, "is not empty"),
+        ({"16388": "{}/cluster/x"}, DestinationInUse, "in the data directory of a PostgreSQL cluster"),
+        ({"16388": "{}/space/x"}, DestinationInUse, "lies in a tablespace of a PostgreSQL cluster"),
+        ({"16388": "{}/a\n"}, BadRequest, "a character that PostgreSQL's configuration cannot hold"),
+    ],
+)
+def test_a_place_that_a_tablespace_cannot_have_is_refused_and_nothing_is_touched(
+    settings: Settings, reachable_tmp: Path, wanted: dict[str, str], refused: type[PitrError], says: str
+) -> None:
+    (reachable_tmp / "full").mkdir()
+    (reachable_tmp / "full" / "file").touch()
+    (reachable_tmp / "cluster").mkdir()
+    (reachable_tmp / "cluster" / "PG_VERSION").touch()
+    (reachable_tmp / "space" / "PG_15_202209061").mkdir(parents=True)
+    before = snapshot(reachable_tmp)
+    filled = {which: where.format(reachable_tmp) for which, where in wanted.items()}
+    with pytest.raises(refused) as error:
+        place(settings, spaced_plan("/srv/one", "/srv/two"), filled)
+    assert says in str(error.value)
+    assert snapshot(reachable_tmp) == before
+
+
+@pytest.mark.parametrize("assignment", ["16388", "16388=relative", "=/a", ""])
+def test_an_assignment_that_says_nothing_is_refused(assignment: str) -> None:
+    with pytest.raises(BadRequest, match="does not say which tablespace goes where"):
+        parse_assignments([assignment])
+
+
+def test_a_tablespace_that_has_a_directory_of_its_own_needs_its_room_there(
+    settings: Settings, reachable_tmp: Path
+) -> None:
+    plan = spaced_plan("/srv/one", base_bytes=1024**5)
+    with pytest.raises(DestinationUnusable, match="go to tablespaces elsewhere"):
+        place(settings, plan, {"16388": f"{reachable_tmp}/a"})

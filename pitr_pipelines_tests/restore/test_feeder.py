@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
@@ -20,6 +21,7 @@ import pitr_pipelines
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.postgres.account import Account
+from pitr_pipelines.restore.diversion import BEGINNING_BYTES
 from pitr_pipelines.restore.feeder import EXPECTED, Feeder, feed
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.segment_files import SegmentFiles
@@ -39,10 +41,16 @@ from pitr_pipelines_tests.wal_files import (
     segment_bytes,
 )
 
+if TYPE_CHECKING:
+    from pitr_pipelines.postgres.binaries import Binaries
+
 SCRIPT = Path(pitr_pipelines.__file__).parent / "restore" / "restore-wal.sh"
 FIRST = 3
 COUNT = 12
 WINDOW = 4
+NO_BINARIES = cast("Binaries", None)
+"""Nothing in these segments looks like a record that PostgreSQL would be asked about."""
+
 OURSELVES = Account(0, 0, "us", switch=False)
 
 
@@ -63,6 +71,11 @@ class Gated(SegmentFiles):
         self.from_bases.append(tuple(names))
         for name in names:
             self.write(directory / name, segment_bytes(SegmentName.parse(name)))
+
+    def beginning(self, segment: WalSegment) -> bytes:
+        if isinstance(segment.place, InBase):
+            return segment_bytes(segment.name)[:BEGINNING_BYTES]
+        return super().beginning(segment)
 
 
 @pytest.fixture
@@ -94,7 +107,8 @@ def directory(tmp_path: Path) -> Path:
 
 @contextmanager
 def feeding(files: SegmentFiles, directory: Path) -> Iterator[Feeder]:
-    with feed(files, directory, ahead_bytes=WINDOW * SEGMENT_SIZE) as feeder:
+    with feed(files, directory, NO_BINARIES, ahead_bytes=WINDOW * SEGMENT_SIZE) as feeder:
+        feeder.open_up()
         yield feeder
 
 
@@ -245,3 +259,31 @@ def test_the_feeder_ends_with_its_block_in_the_middle_of_its_work(files: Gated, 
     count = len(ready(directory))
     time.sleep(0.05)
     assert len(ready(directory)) == count <= WINDOW
+
+
+def test_nothing_is_handed_out_before_it_may_be(files: Gated, directory: Path) -> None:
+    with feed(files, directory, NO_BINARIES, ahead_bytes=WINDOW * SEGMENT_SIZE) as feeder:
+        wait_for(lambda: len(list((directory / "made").iterdir())) == WINDOW, what="what is made ahead")
+        assert not ready(directory)
+        feeder.open_up()
+        wait_until_ready(directory, {name(index) for index in range(WINDOW)})
+
+
+def test_none_is_handed_out_before_the_one_in_front_of_it_was_looked_through(
+    files: Gated, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A record that begins in one may have to be changed at its end, in the next."""
+    late = threading.Event()
+    make = Gated.make
+
+    def delay(self: Gated, segment: WalSegment, path: Path) -> None:
+        if str(segment.name) == name(1):
+            late.wait(20)
+        make(self, segment, path)
+
+    monkeypatch.setattr(Gated, "make", delay)
+    with feeding(files, directory):
+        wait_until_ready(directory, {name(0), name(3)})
+        assert (directory / "made" / name(2)).exists()
+        late.set()
+        wait_until_ready(directory, {name(index) for index in range(WINDOW)})

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from pitr_pipelines.catalog.records import Tablespace
 from pitr_pipelines.restore.plan import Plan, StopAtEnd, StopAtTime
 from pitr_pipelines.restore.plan_text import plan_json, plan_lines, stop_text
 from pitr_pipelines.restore.stop import Stop, StopAtConsistency, StopAtLsn, StopAtXid
@@ -55,6 +56,20 @@ def test_in_lines_it_says_from_what_through_what_to_where() -> None:
         f"              {segment(4)}  from raw archive",
         "  stop      after the last commit at or before 2026-01-29 05:05:00+01:00",
         "  note      a note",
+    ]
+
+
+def test_it_says_where_each_tablespace_goes() -> None:
+    tablespaces = (Tablespace(oid=16388, location="/srv/one"), Tablespace(oid=16389, location="/srv/two"))
+    plan = replace(PLAN, base=BASE.model_copy(update={"tablespaces": tablespaces}))
+    placed = {16389: Path("/fast/two")}
+    assert [line for line in plan_lines(plan, PARIS, placed) if "tablespace" in line] == [
+        "  tablespace 16388, from /srv/one, to <the restore's directory>/tablespaces/16388",
+        "  tablespace 16389, from /srv/two, to /fast/two",
+    ]
+    assert plan_json(plan, placed)["tablespaces"] == [
+        {"oid": 16388, "from": "/srv/one", "to": None},
+        {"oid": 16389, "from": "/srv/two", "to": "/fast/two"},
     ]
 
 
