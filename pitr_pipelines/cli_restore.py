@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 
-from pitr_pipelines.errors import PitrError
+from pitr_pipelines.errors import BadRequest, PitrError
 from pitr_pipelines.settings import load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progress_report
 
@@ -32,6 +32,14 @@ from pitr_pipelines.terminal import JSON_OPTION, error_json, print_json, progres
 )
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would be done; change nothing.")
 @click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
+@click.option(
+    "--in-place",
+    type=click.Path(path_type=Path),
+    metavar="DATA_DIRECTORY",
+    help="Take the place of this data directory, whose server is stopped; it is moved aside, not deleted.",
+)
+@click.option("--confirm", metavar="DATABASE", help="With --in-place: the name, typed again, for scripts.")
+@click.option("--undo", "undoing", is_flag=True, help="With --in-place: put the old data directory back.")
 @JSON_OPTION
 @click.pass_context
 def restore(
@@ -51,9 +59,12 @@ def restore(
     port: int | None,
     plan_only: bool,
     stopped: bool,
+    in_place: Path | None,
+    confirm: str | None,
+    undoing: bool,
     as_json: bool,
 ) -> None:
-    """Restore a database to a moment, into a new directory beside the old one.
+    """Restore a database to a moment, into a new directory beside the old one, or --in-place of it.
 
     Give one target: TIME, --hour, --latest, --lsn, --name, --xid or --immediate.
     TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
@@ -64,6 +75,25 @@ def restore(
     from pitr_pipelines.restore.target import parse_target
 
     settings = load_settings(ctx.obj)
+    if in_place is not None and (to is not None or port is not None or stopped):
+        raise BadRequest(
+            "--in-place goes with none of --to, --port and --stop",
+            remedy="The restored server takes the old one's place and port, and is left stopped.",
+        )
+    if in_place is None and (undoing or confirm is not None):
+        raise BadRequest(
+            "--undo and --confirm are only for --in-place",
+            remedy=f"pitr restore {database} --in-place DATA_DIRECTORY [--undo]",
+        )
+    if in_place is not None and undoing:
+        if any((time, latest, hour, lsn, name, xid, immediate, base, exclusive, timeline, plan_only)):
+            raise BadRequest(
+                "--undo takes no target", remedy=f"pitr restore {database} --in-place {in_place} --undo"
+            )
+        from pitr_pipelines.cli_in_place import undo_in_place
+
+        undo_in_place(settings, database, in_place, confirm=confirm, as_json=as_json)
+        return
     target = parse_target(
         settings.zone,
         time=time,
@@ -76,6 +106,20 @@ def restore(
         base=base,
         exclusive=exclusive,
     )
+    if in_place is not None:
+        from pitr_pipelines.cli_in_place import restore_in_place
+
+        restore_in_place(
+            settings,
+            database,
+            target,
+            in_place,
+            timeline=timeline,
+            plan_only=plan_only,
+            confirm=confirm,
+            as_json=as_json,
+        )
+        return
     try:
         with progress_report(database) as report:
             plan = plan_restore(

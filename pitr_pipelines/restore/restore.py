@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from types import FrameType
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
@@ -43,6 +44,16 @@ logger = logging.getLogger(__name__)
 _START_S = 300.0
 
 
+class Handover(Protocol):
+    """What a restore that is to take its original's place does besides, at two moments."""
+
+    def fetched(self, cluster: Cluster) -> None:
+        """Called when the base is unpacked, before its configuration is adapted."""
+
+    def recovered(self, cluster: Cluster, configuration: Configuration) -> None:
+        """Called when the recovered server is stopped, before everything is brought to disk."""
+
+
 def restore(
     settings: Settings,
     plan: Plan,
@@ -50,6 +61,7 @@ def restore(
     *,
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
+    handover: Handover | None = None,
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave.
 
@@ -65,7 +77,7 @@ def restore(
         claim(destination, plan, account)
     try:
         with terminable(), _in_sentences(destination):
-            work = _Restore(settings, plan, destination, binaries, report, log)
+            work = _Restore(settings, plan, destination, binaries, report, log, handover)
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
         if destination.marker.exists():
@@ -87,6 +99,7 @@ class _Restore:
         binaries: Binaries,
         report: Report,
         log: Callable[[str], None],
+        handover: Handover | None,
     ) -> None:
         self.settings = settings
         self.plan = plan
@@ -94,6 +107,7 @@ class _Restore:
         self.binaries = binaries
         self.report = report
         self.log = log
+        self.handover = handover
 
     def carry_out(self, cluster: Cluster) -> RestoreReport:
         plan, destination = self.plan, self.destination
@@ -106,6 +120,8 @@ class _Restore:
             Layout(self.settings.backup_root), plan, destination, cluster.account, report=self.report
         )
         control = cluster.control_data()
+        if self.handover is not None:
+            self.handover.fetched(cluster)
         configuration = Configuration(cluster, destination, plan.database)
         configuration.adapt(control)
         fetched = time.monotonic()
@@ -174,6 +190,8 @@ class _Restore:
             configuration.add({"max_prepared_transactions": str(prepared)})
         shutil.rmtree(self.destination.staging)
         self.destination.script.unlink()
+        if self.handover is not None:
+            self.handover.recovered(cluster, configuration)
         self.report(Progress("sync", 0, 1, "file systems"))
         durable.sync_file_system(self.destination.directory)
         self.report(Progress("sync", 1, 1, "file systems"))
