@@ -79,7 +79,7 @@ def record_lines(record: InPlaceRecord, zone: ZoneInfo) -> list[str]:
             lines += [
                 f"  before    {swap.aside}: the old data directory, as it was",
                 f"  start it  {record.restored.start}",
-                f"  undo it   stop the server, then: pitr restore {name} --in-place {swap.place} --undo ",
+                f"  undo it   stop the server, then: pitr restore {name} --in-place {swap.place} --undo",
                 f"  then      look at the data; take a base backup (pitr backup --replace {name}); make "
                 "standbys anew (or pg_rewind).",
                 f"            When you are sure, delete {swap.aside} by hand.",
@@ -88,10 +88,10 @@ def record_lines(record: InPlaceRecord, zone: ZoneInfo) -> list[str]:
         case State.UNDONE:
             return [
                 f"undone: {swap.place} is the data directory that it was before the restore",
-                f"  aside     {swap.aside}: the restored one, with what was written to it since  ",
+                f"  aside     {swap.aside}: the restored one, with what was written to it since",
                 "  start it  as it is always started",
-                "  then      its archiving goes on along its old timeline; standbys of the restored server must "
-                "be made anew.",
+                "  then      it archives along its old timeline again; standbys of the restored server "
+                "must be made anew.",
                 f"            When you are sure, delete {swap.aside} by hand.",
             ]
         case State.GIVEN_UP:

@@ -1,0 +1,156 @@
+"""In-place recovery, whole: a dropped table comes back in the server's own place, and it can be undone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pitr_pipelines.postgres.account import give
+from pitr_pipelines.restore.target import LatestTarget, TimeTarget
+from pitr_pipelines_tests.integration.in_place_scene import Scene, moment
+from pitr_pipelines_tests.integration.restoring import restored, restored_ids
+from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
+
+pytestmark = pytest.mark.slow
+
+CONFIRMED = ("--confirm", "order-db")
+
+
+@pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
+def test_the_table_is_back_the_server_is_as_it_was_and_its_archive_goes_on(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int
+) -> None:
+    server = server_factory(major=major)
+    scene = Scene.of(server, pitr_settings)
+    old = scene.fingerprint()
+    configuration = {name: (scene.data / name).read_bytes() for name in ("postgresql.conf", "pg_hba.conf")}
+
+    printed = scene.in_place(*CONFIRMED)
+
+    assert scene.beside("before-restore")[0].name in printed
+    assert "--undo" in printed
+    [aside] = scene.beside("before-restore")
+    assert scene.fingerprint(aside) == old
+    assert {name: (scene.data / name).read_bytes() for name in configuration} == configuration
+    assert not list(scene.data.glob("*.signal"))
+    assert not list(scene.data.glob("*.original"))
+    assert scene.data.stat().st_mode == aside.stat().st_mode
+    assert scene.data.stat().st_uid == aside.stat().st_uid
+
+    server.start()
+    assert scene.rows() == {1, 2, 3}
+    assert not scene.has_table("after_the_drop")
+    assert server.execute("SHOW archive_mode") == [("on",)]
+    assert server.execute("SHOW port") == [(str(server.port),)]
+    assert server.execute("SHOW cluster_name") == [("",)]
+
+    server.execute("INSERT INTO rows VALUES (4)")
+    scene.seal()
+    assert (server.archive / "00000002.history").exists()
+    assert list(server.archive.glob("00000002????????????????"))
+    assert server.execute("SELECT failed_count FROM pg_stat_archiver") == [(0,)]
+    after = moment()
+    server.execute("INSERT INTO rows VALUES (5)")
+    scene.pitr("bundle", server.name, "--now")
+
+    # To after the switch; to before it, along the new branch; and along the one that was left.
+    assert restored_ids(scene.settings, TimeTarget(after)) == {1, 2, 3, 4}
+    assert restored_ids(scene.settings, TimeTarget(scene.before_drop)) == {1, 2, 3}
+    left = scene.pitr("restore", server.name, "--latest", "--timeline", "1", "--stop", "--plan")
+    assert "to timeline 1" in left
+
+    scene.pitr("backup", server.name, "--replace")
+    server.execute("INSERT INTO rows VALUES (6)")
+    with restored(scene.settings, LatestTarget()) as (plan, _, connection):
+        assert plan.base.timeline == 2
+        assert {row[0] for row in connection.execute("SELECT id FROM rows")} == {1, 2, 3, 4, 5, 6}
+    assert "0 with problems" in scene.pitr("verify")
+
+
+@pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
+def test_undo_gives_back_the_old_server_and_a_further_restore_takes_a_new_timeline(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int
+) -> None:
+    server = server_factory(major=major)
+    scene = Scene.of(server, pitr_settings)
+    old = scene.fingerprint()
+    scene.in_place(*CONFIRMED)
+    server.start()
+    server.execute("INSERT INTO rows VALUES (4)")
+    scene.seal()
+    server.stop()
+
+    printed = scene.in_place("--undo", *CONFIRMED)
+
+    assert "undone" in printed
+    assert scene.fingerprint() == old
+    assert scene.beside("before-restore") == []
+    server.start()
+    assert scene.has_table("after_the_drop")
+    assert not scene.has_table("rows")
+    server.execute("CREATE TABLE after_the_undo (id int)")
+    scene.seal()
+    server.stop()
+    [undone] = scene.beside("undone")
+    assert (undone / "PG_VERSION").exists()
+
+    assert "no restore in place" in scene.in_place("--undo", *CONFIRMED, exit_code=2)
+    assert "timeline  3" in scene.in_place(*CONFIRMED)
+    server.start()
+    assert scene.rows() == {1, 2, 3}
+    scene.seal()
+    assert (server.archive / "00000003.history").exists()
+    assert server.execute("SELECT failed_count FROM pg_stat_archiver") == [(0,)]
+
+
+def test_a_restore_along_the_branch_that_was_left_still_works(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    server = server_factory()
+    scene = Scene.of(server, pitr_settings)
+    scene.in_place(*CONFIRMED)
+    server.start()
+    server.execute("INSERT INTO rows VALUES (4)")
+    scene.seal()
+    server.stop()
+    scene.in_place("--latest", "--timeline", "1", *CONFIRMED)
+    server.start()
+    assert scene.has_table("after_the_drop")
+    assert not scene.has_table("rows")
+    scene.seal()
+    assert (server.archive / "00000003.history").read_text().startswith("1\t")
+
+
+def test_tablespaces_get_new_places_and_the_old_ones_keep_their_content(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
+) -> None:
+    server = server_factory()
+    place = reachable_tmp / "fast disk"
+    place.mkdir()
+    give(place, server.cluster.account)
+    server.execute(f"CREATE TABLESPACE fast LOCATION '{place}'")
+    server.execute("CREATE TABLE kept (id int) TABLESPACE fast")
+    server.execute("INSERT INTO kept VALUES (1)")
+    scene = Scene.of(server, pitr_settings)
+    old = scene.fingerprint(place)
+
+    printed = scene.in_place(*CONFIRMED)
+
+    [tablespaces] = scene.beside("tablespaces")
+    assert f"{place} -> {tablespaces}" in printed
+    assert scene.fingerprint(place) == old
+    server.start()
+    assert server.execute("SELECT id FROM kept") == [(1,)]
+    [(where,)] = server.execute(
+        "SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE spcname = 'fast'"
+    )
+    assert Path(where).parent == tablespaces
+    server.execute("INSERT INTO kept VALUES (2)")
+    server.execute("CHECKPOINT")
+    assert scene.fingerprint(place) == old
+    server.stop()
+
+    scene.in_place("--undo", *CONFIRMED)
+    server.start()
+    assert server.execute("SELECT id FROM kept") == [(1,)]
