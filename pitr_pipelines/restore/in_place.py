@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.inventory import read_inventory
@@ -24,7 +25,7 @@ from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import read_record, write_record
 from pitr_pipelines.errors import ArtifactBusy, ArtifactDamaged, BadRequest, PitrError
 from pitr_pipelines.progress import Report, silent
-from pitr_pipelines.restore.destination import Destination, choose_destination, space_needed
+from pitr_pipelines.restore.destination import INCOMPLETE, Destination, choose_destination, space_needed
 from pitr_pipelines.restore.in_place_checks import (
     UNTOUCHED,
     InPlaceRefused,
@@ -35,7 +36,7 @@ from pitr_pipelines.restore.in_place_checks import (
 )
 from pitr_pipelines.restore.in_place_handover import TakingOver
 from pitr_pipelines.restore.in_place_record import InPlaceRecord, State
-from pitr_pipelines.restore.in_place_start import ask_configuration, how_to_start
+from pitr_pipelines.restore.in_place_start import ask_configuration, how_to_start, in_its_place
 from pitr_pipelines.restore.in_place_swap import Stage, Swap, stage_of, swap_directories
 from pitr_pipelines.restore.in_place_text import losses
 from pitr_pipelines.restore.in_place_wal import highest_timeline, only_here
@@ -144,7 +145,10 @@ def prepare(settings: Settings, plan: Plan, original: Original) -> InPlace:
         max(highest_timeline(inventory, names, original.control or {}), plan.branch.timeline),
         needed,
         free,
-        tuple(losses(original, plan, unarchived, beside(original.path, "tablespaces", stamp))),
+        (
+            *losses(original, plan, unarchived, beside(original.path, "tablespaces", stamp)),
+            *(f"left by an interrupted restore, delete it: {path}" for path in _interrupted(original.path)),
+        ),
     )
 
 
@@ -166,13 +170,7 @@ def carry_out(
         original, wanted.destination, plan.branch.timeline, wanted.highest_timeline, wanted.tablespaces
     )
     done = restore(settings, plan, wanted.destination, report=report, log=log, handover=handover)
-    # It took time, in which somebody may have started the server, or moved things.
-    check_stopped(original.path)
-    if original.path.stat().st_ino != original.inode:
-        raise PitrError(
-            f"{original.path} is no longer the directory that it was when this restore began",
-            remedy=f"Somebody has replaced it. The restored one is whole, in {done.data_directory}.",
-        )
+    _check_again(original, done.data_directory)
     start = how_to_start(original.path, done)
     notes = (
         *original.notes,
@@ -185,19 +183,46 @@ def carry_out(
         stamp=wanted.stamp,
         state=State.REPLACING,
         swap=Swap.of(original.path, done.data_directory, wanted.aside),
-        restored=done.model_copy(update={"data_directory": original.path, "notes": notes, "start": start}),
+        restored=done.model_copy(
+            update={
+                "data_directory": original.path,
+                "notes": notes,
+                "start": start,
+                "stop_command": in_its_place(done.stop_command, original.path, done),
+                "connect": "",
+            }
+        ),
     )
     journal = wanted.destination.directory / RECORD
     write_record(journal, record)
     durable.fsync_directory(original.path.parent)
     log(f"{original.path} and {done.data_directory} change places")
     record = _finish(journal, record)
-    if record.state is State.IN_PLACE:
-        asked = tuple(ask_configuration(settings, original.path, plan.base.major))
-        restored = record.restored.model_copy(update={"notes": (*record.restored.notes, *asked)})
-        record = record.model_copy(update={"restored": restored})
-        write_record(journal, record)
+    asked = ask_configuration(settings, original.path, plan.base.major)
+    told: dict[str, Any] = {"notes": (*record.restored.notes, *asked.notes)}
+    if asked.port is not None:
+        told |= {"port": asked.port, "connect": f"psql -p {asked.port} -d postgres"}
+    record = record.model_copy(update={"restored": record.restored.model_copy(update=told)})
+    write_record(journal, record)
     return record
+
+
+def _check_again(original: Original, restored: Path) -> None:
+    """Check what may have changed while the restore took its time."""
+    left = f" The restored one is whole, in {restored}; delete {restored.parent} if you do not want it."
+    try:
+        check_stopped(original.path)
+        moved = original.path.stat().st_ino != original.inode
+    except InPlaceRefused as refused:
+        refused.remedy += left
+        raise
+    except FileNotFoundError:
+        moved = True
+    if moved:
+        raise InPlaceRefused(
+            f"{original.path} is no longer the directory that it was when this restore began",
+            remedy=f"Somebody has moved it. {UNTOUCHED}{left}",
+        )
 
 
 def settle(directory: Path) -> InPlaceRecord | None:
@@ -239,6 +264,11 @@ def undo(settings: Settings, record: InPlaceRecord) -> InPlaceRecord:
     Raises InPlaceRefused if a server runs in either, or the old one is not there any more.
     """
     place, old = record.swap.place, record.swap.aside
+    if not place.is_dir():
+        raise InPlaceRefused(
+            f"{place} is not there, so there is nothing to put aside",
+            remedy=f"Put the old one back by hand: mv '{old}' '{place}'. {UNTOUCHED}",
+        )
     if not old.is_dir():
         raise InPlaceRefused(
             f"{old}, which was {place} before the restore, is not there any more",
@@ -332,6 +362,11 @@ def _new_stamp(path: Path) -> str:
         number += 1
         stamp = f"{first}-{number}"
     return stamp
+
+
+def _interrupted(path: Path) -> list[Path]:
+    found = path.parent.glob(f"{_literally(path.name)}.restore-*/{INCOMPLETE}")
+    return sorted(marker.parent for marker in found)
 
 
 def _leftovers(path: Path) -> str:

@@ -12,7 +12,6 @@ import pytest
 
 from pitr_pipelines import durable
 from pitr_pipelines.errors import PitrError
-from pitr_pipelines.restore import in_place_swap
 from pitr_pipelines.restore.in_place_swap import Stage, Swap, stage_of, swap_directories
 from pitr_pipelines_tests.test_architecture import ROOT
 
@@ -113,6 +112,6 @@ def test_a_kill_between_the_rename_and_its_sync_is_made_up_for(
 ) -> None:
     swap_directories(swap)
     synced: list[Path] = []
-    monkeypatch.setattr(in_place_swap.durable, "fsync_directory", synced.append)
+    monkeypatch.setattr(durable, "fsync_directory", synced.append)
     swap_directories(swap)
     assert set(synced) == {swap.place.parent, swap.incoming.parent}
