@@ -39,7 +39,9 @@ def restore_in_place(
     try:
         settings.database(database)
         with in_place.alone(directory):
-            if not plan_only and _settled(in_place.settle(directory), settings.zone, as_json=as_json):
+            if plan_only:
+                in_place.check_settled(directory)
+            elif _settled(in_place.settle(directory), settings.zone, as_json=as_json):
                 return
             original = examine(settings, database, directory)
             with progress_report(database) as report:
@@ -85,6 +87,7 @@ def undo_in_place(
                 record = settled
             else:
                 record = in_place.undoable(database, directory)
+                in_place.check_undo(settings, record)
                 click.echo("\n".join(undo_lines(record)), err=as_json)
                 _require_name(database, confirm)
                 record = in_place.undo(settings, record)
@@ -127,7 +130,7 @@ def _require_name(database: str, confirm: str | None) -> None:
                 "the name of the database must be typed again, and there is no terminal",
                 remedy=f"In a script, give --confirm {database}. {_UNTOUCHED}",
             )
-        question = f"Type the name of the database ({database}) to go on"
+        question = "To go on, type the name of the database again"
         confirm = click.prompt(question, default="", show_default=False, err=True)
     if confirm.strip() != database:
         raise BadRequest(

@@ -23,7 +23,7 @@ from pitr_pipelines import durable
 from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import read_record, write_record
-from pitr_pipelines.errors import ArtifactBusy, ArtifactDamaged, BadRequest, PitrError
+from pitr_pipelines.errors import ArtifactBusy, ArtifactDamaged, BadRequest, PitrError, RecoveryFailed
 from pitr_pipelines.progress import Report, silent
 from pitr_pipelines.restore.destination import INCOMPLETE, Destination, choose_destination, space_needed
 from pitr_pipelines.restore.in_place_checks import (
@@ -170,6 +170,12 @@ def carry_out(
         original, wanted.destination, plan.branch.timeline, wanted.highest_timeline, wanted.tablespaces
     )
     done = restore(settings, plan, wanted.destination, report=report, log=log, handover=handover)
+    if done.timeline <= wanted.highest_timeline:
+        raise RecoveryFailed(
+            f"the restored server is on timeline {done.timeline}, which the WAL archive of {plan.database} may "
+            f"know already (up to {wanted.highest_timeline})",
+            remedy=f"{original.path} is as it was. Delete {wanted.destination.directory}, and report this.",
+        )
     _check_again(original, done.data_directory)
     start = how_to_start(original.path, done)
     notes = (
@@ -196,6 +202,7 @@ def carry_out(
     journal = wanted.destination.directory / RECORD
     write_record(journal, record)
     durable.fsync_directory(original.path.parent)
+    wanted.destination.report_file.unlink()  # the journal holds it, with the right paths
     log(f"{original.path} and {done.data_directory} change places")
     record = _finish(journal, record)
     asked = ask_configuration(settings, original.path, plan.base.major)
@@ -225,6 +232,20 @@ def _check_again(original: Original, restored: Path) -> None:
         )
 
 
+def check_settled(directory: Path) -> None:
+    """Raise InPlaceRefused if there is something to settle."""
+    for _, record in _journals(directory):
+        if _is_unfinished(record):
+            raise InPlaceRefused(
+                f"an earlier call was interrupted while it was {record.state} {record.swap.place}",
+                remedy=f"Create nothing there. Ask again without --plan: then that is settled. {UNTOUCHED}",
+            )
+
+
+def _is_unfinished(record: InPlaceRecord) -> bool:
+    return record.state in (State.REPLACING, State.UNDOING)
+
+
 def settle(directory: Path) -> InPlaceRecord | None:
     """Finish what an interrupted call had begun to move; return what came of it, or None.
 
@@ -232,7 +253,7 @@ def settle(directory: Path) -> InPlaceRecord | None:
     since. The caller holds `alone`. Raises PitrError if somebody else has moved them.
     """
     for journal, record in _journals(directory):
-        if record.state in (State.REPLACING, State.UNDOING):
+        if _is_unfinished(record):
             if stage_of(record.swap, record.swap.look()) is not Stage.NOT_BEGUN:
                 return _finish(journal, record)
             given_up = _given_up(record)
@@ -258,10 +279,10 @@ def undoable(database: str, directory: Path) -> InPlaceRecord:
     return record
 
 
-def undo(settings: Settings, record: InPlaceRecord) -> InPlaceRecord:
-    """Put the old data directory back, and the restored one aside. The caller holds `alone`.
+def check_undo(settings: Settings, record: InPlaceRecord) -> None:
+    """Check that a restore in place can be undone, touching nothing.
 
-    Raises InPlaceRefused if a server runs in either, or the old one is not there any more.
+    Raises InPlaceRefused if a server runs in either directory, or one of them is not there any more.
     """
     place, old = record.swap.place, record.swap.aside
     if not place.is_dir():
@@ -282,8 +303,18 @@ def undo(settings: Settings, record: InPlaceRecord) -> InPlaceRecord:
             f"{aside} exists already, and the restored data directory was to get that name",
             remedy=f"Rename it. {UNTOUCHED}",
         )
+
+
+def undo(settings: Settings, record: InPlaceRecord) -> InPlaceRecord:
+    """Put the old data directory back, and the restored one aside. The caller holds `alone`.
+
+    Raises InPlaceRefused as `check_undo` does, PitrError if they cannot be renamed.
+    """
+    check_undo(settings, record)
+    place, old = record.swap.place, record.swap.aside
+    swap = Swap.of(place, old, beside(place, "undone", record.stamp))
     journal = beside(place, "restore", record.stamp) / RECORD
-    record = record.model_copy(update={"state": State.UNDOING, "swap": Swap.of(place, old, aside)})
+    record = record.model_copy(update={"state": State.UNDOING, "swap": swap})
     write_record(journal, record)
     return _finish(journal, record)
 

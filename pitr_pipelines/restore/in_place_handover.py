@@ -78,7 +78,7 @@ class TakingOver:
         """Turn the recovered copy into the server that it is to be."""
         self.adapted = list(configuration.notes)
         for path in self._reserved:
-            path.unlink()
+            path.unlink(missing_ok=True)
         self._configure(cluster.data_directory)
         moved = self._place_tablespaces(cluster.data_directory)
         self._set_archive_status(cluster)

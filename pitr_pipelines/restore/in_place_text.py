@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.units import show_bytes
 from pitr_pipelines.wal.lsn import SegmentName
 
+_WIDTH = 110
 _TIMELINE = "Latest checkpoint's TimeLineID"
 
 if TYPE_CHECKING:
@@ -76,23 +78,30 @@ def record_lines(record: InPlaceRecord, zone: ZoneInfo) -> list[str]:
             report = record.restored.lines(zone)
             lines = [report[0].replace(f"restored {name} in ", f"restored {name} in place, in ", 1)]
             lines += [line for line in report[1:] if not line.startswith(("  connect", "  start it"))]
-            lines += [
+            return [
+                *lines,
                 f"  before    {swap.aside}: the old data directory, as it was",
                 f"  start it  {record.restored.start}",
                 f"  undo it   stop the server, then: pitr restore {name} --in-place {swap.place} --undo",
-                f"  then      look at the data; take a base backup (pitr backup --replace {name}); make "
-                "standbys anew (or pg_rewind).",
-                f"            When you are sure, delete {swap.aside} by hand.",
+                *_paragraph(
+                    "then",
+                    "look at the data, and make standbys anew (or pg_rewind). Backups go on as they do: the "
+                    f"next base backup comes when it always does. `pitr backup --replace {name}` would take "
+                    "today's away, from which earlier moments are restored. When you are sure, delete the "
+                    "old data directory by hand.",
+                ),
             ]
-            return lines
         case State.UNDONE:
             return [
                 f"undone: {swap.place} is the data directory that it was before the restore",
                 f"  aside     {swap.aside}: the restored one, with what was written to it since",
                 "  start it  as it is always started",
-                "  then      it archives along its old timeline again; standbys of the restored server "
-                "must be made anew.",
-                f"            When you are sure, delete {swap.aside} by hand.",
+                *_paragraph(
+                    "then",
+                    "it archives along its old timeline again. If a base backup was taken of the restored "
+                    f"server, take one of this (`pitr backup --replace {name}`). Standbys of the restored "
+                    "one must be made anew. When you are sure, delete what is aside by hand.",
+                ),
             ]
         case State.GIVEN_UP:
             return [
@@ -110,6 +119,12 @@ def undo_lines(record: InPlaceRecord) -> list[str]:
         f"  put back  {record.swap.aside} as {record.swap.place}",
         "  aside     the restored one, with everything written to it since; nothing is deleted",
     ]
+
+
+def _paragraph(label: str, text: str) -> list[str]:
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=f"  {label:<10}", subsequent_indent=" " * 12, break_long_words=False
+    )
 
 
 def _names(directory: Path) -> list[str]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
-from pitr_pipelines.postgres.account import give
+from pitr_pipelines.postgres.account import give, make_owned_directory
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines_tests.integration.in_place_scene import Scene, moment
 from pitr_pipelines_tests.integration.restoring import restored, restored_ids
@@ -154,3 +155,83 @@ def test_tablespaces_get_new_places_and_the_old_ones_keep_their_content(
     scene.in_place("--undo", *CONFIRMED)
     server.start()
     assert server.execute("SELECT id FROM kept") == [(1,)]
+
+
+def test_links_directories_group_and_an_edit_since_the_backup_are_as_the_original_has_them(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
+) -> None:
+    server = server_factory()
+    scene = Scene.of(server, pitr_settings)
+    elsewhere = reachable_tmp / "etc"
+    elsewhere.mkdir(mode=0o755)
+    main = scene.data / "postgresql.conf"
+    (elsewhere / "postgresql.conf").write_text(main.read_text() + "include_dir = 'conf.d'\n")
+    (elsewhere / "postgresql.conf").chmod(0o644)
+    main.unlink()
+    main.symlink_to(elsewhere / "postgresql.conf")
+    wal_disk = reachable_tmp / "wal disk"
+    shutil.move(scene.data / "pg_wal", wal_disk)
+    (scene.data / "pg_wal").symlink_to(wal_disk)
+    (scene.data / "conf.d").mkdir(mode=0o700)
+    (scene.data / "conf.d" / "memory.conf").write_text("work_mem = '7MB'\n")
+    give(scene.data / "conf.d", server.cluster.account)
+    for path in (scene.data, *scene.data.rglob("*")):  # as after initdb --allow-group-access
+        if not path.is_symlink():
+            path.chmod(0o750 if path.is_dir() else 0o640)
+
+    printed = scene.in_place(*CONFIRMED)
+
+    assert f"pg_wal was a link to {wal_disk}; the restored one is an ordinary directory" in printed
+    assert not (scene.data / "pg_wal").is_symlink()
+    assert main.readlink() == elsewhere / "postgresql.conf"
+    modes = {path.lstat().st_mode & 0o777 for path in scene.data.rglob("*") if not path.is_symlink()}
+    assert modes == {0o750, 0o640}
+    owners = {path.lstat().st_uid for path in (scene.data, *(scene.data / "base").rglob("*"))}
+    assert owners == {server.cluster.account.uid}
+    server.start()
+    assert server.execute("SHOW work_mem") == [("7MB",)]
+    assert server.execute("SHOW data_directory_mode") == [("0750",)]
+    assert scene.rows() == {1, 2, 3}
+
+
+def test_a_lost_directory_created_anew_gets_what_the_base_backup_had(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    server = server_factory()
+    scene = Scene.of(server, pitr_settings)
+    shutil.rmtree(scene.data)
+    make_owned_directory(scene.data, server.cluster.account)
+
+    printed = scene.in_place(*CONFIRMED)
+
+    assert (
+        "it is empty, so nothing in it tells whether it is order-db's: it is replaced on your word" in printed
+    )
+    assert "the restored one has what was in the base backup" in printed
+    server.start()
+    assert scene.rows() == {1, 2, 3}
+    assert server.execute("SHOW port") == [(str(server.port),)]
+    assert server.execute("SHOW archive_mode") == [("on",)]
+    assert "pitr restore" not in (scene.data / "postgresql.conf").read_text()
+
+
+def test_configuration_outside_the_data_directory_is_left_where_it_is(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path
+) -> None:
+    server = server_factory()
+    server.stop()
+    outside = make_owned_directory(reachable_tmp / "etc", server.cluster.account, mode=0o755)
+    for name in ("postgresql.conf", "pg_hba.conf", "pg_ident.conf"):
+        shutil.move(server.cluster.data_directory / name, outside / name)
+    options = {name: str(outside / f"{name}.conf") for name in ("pg_hba", "pg_ident")}
+    options = {f"{name.removeprefix('pg_')}_file": value for name, value in options.items()}
+    options["config_file"] = str(outside / "postgresql.conf")
+    server.cluster.start(log_file=server.log_file, options=options)
+    scene = Scene.of(server, pitr_settings)
+
+    printed = scene.in_place(*CONFIRMED)
+
+    assert "configuration is outside its data directory, and stays as it is" in printed
+    assert sorted(path.name for path in scene.data.glob("*.conf")) == ["postgresql.auto.conf"]
+    server.cluster.start(log_file=server.log_file, options=options)
+    assert scene.rows() == {1, 2, 3}

@@ -109,6 +109,9 @@ def test_killed_between_the_renames_the_next_call_finishes_and_it_can_be_undone(
     [work] = scene.beside("restore")
     assert state(work) is State.REPLACING
     assert scene.data.exists() == (not exchange)
+    planned = scene.in_place("--plan", exit_code=7)
+    assert f"interrupted while it was replacing {scene.data}" in planned
+    assert "Create nothing there" in planned
 
     printed = scene.in_place(*CONFIRMED)
     assert "An earlier call was interrupted" in printed
