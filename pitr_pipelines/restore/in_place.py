@@ -172,8 +172,8 @@ def carry_out(
     done = restore(settings, plan, wanted.destination, report=report, log=log, handover=handover)
     if done.timeline <= wanted.highest_timeline:
         raise RecoveryFailed(
-            f"the restored server is on timeline {done.timeline}, which the WAL archive of {plan.database} may "
-            f"know already (up to {wanted.highest_timeline})",
+            f"the restored server is on timeline {done.timeline}, and the WAL archive of {plan.database} may "
+            f"have WAL up to timeline {wanted.highest_timeline} already",
             remedy=f"{original.path} is as it was. Delete {wanted.destination.directory}, and report this.",
         )
     _check_again(original, done.data_directory)

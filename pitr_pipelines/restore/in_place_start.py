@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pwd
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -30,6 +31,10 @@ def how_to_start(data_directory: Path, done: RestoreReport) -> str:
     major, cluster = data_directory.parent.name, data_directory.name
     if (_ELSEWHERE / major / cluster / MAIN).is_file():
         return f"systemctl start postgresql@{major}-{cluster}  (or: pg_ctlcluster {major} {cluster} start)"
+    try:
+        pwd.getpwuid(data_directory.stat().st_uid)
+    except KeyError:
+        return "as it is always started (systemctl, docker start)"
     command = in_its_place(done.start.partition(" -l ")[0], data_directory, done)
     return f"as it is always started (systemctl, docker start), or: {command}"
 
