@@ -263,13 +263,24 @@ def settle(directory: Path) -> InPlaceRecord | None:
 
 
 def undoable(database: str, directory: Path) -> InPlaceRecord:
-    """Return the restore in place that would be undone: the last. Raises BadRequest if there is none."""
-    record = next((r for _, r in _journals(directory) if r.state is State.IN_PLACE), None)
-    if record is None:
+    """Return the restore in place that would be undone: the one whose result is there now.
+
+    Raises BadRequest if there is none.
+    """
+    records = [record for _, record in _journals(directory) if record.state is State.IN_PLACE]
+    if not records:
         raise BadRequest(
             f"there is no restore in place of {directory} to undo",
             remedy="They are recorded beside it, in directories called "
             f"{directory.name}.restore-…/{RECORD}. {UNTOUCHED}",
+        )
+    there = directory.stat().st_ino if directory.is_dir() else None
+    record = next((r for r in records if there in (None, r.swap.incoming_inode)), None)
+    if record is None:
+        raise BadRequest(
+            f"{directory} is not what a restore in place has put there: somebody else has replaced it since",
+            remedy=f"Undo by hand, while no server runs: move it aside, and {records[0].swap.aside} back to "
+            f"its name. {UNTOUCHED}",
         )
     if record.database != database:
         raise BadRequest(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from pitr_pipelines.postgres.account import give, make_owned_directory
+from pitr_pipelines.restore.in_place import alone
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines_tests.integration.in_place_scene import Scene, moment
 from pitr_pipelines_tests.integration.restoring import restored, restored_ids
@@ -121,6 +122,57 @@ def test_a_restore_along_the_branch_that_was_left_still_works(
     assert not scene.has_table("rows")
     scene.seal()
     assert (server.archive / "00000003.history").read_text().startswith("1\t")
+
+
+def test_one_restore_after_the_other_is_undone_one_after_the_other(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    server = server_factory()
+    scene = Scene.of(server, pitr_settings)
+    old = scene.fingerprint()
+    scene.in_place(*CONFIRMED)
+    first = scene.fingerprint()
+    scene.in_place("--latest", *CONFIRMED)
+    assert len(scene.beside("before-restore")) == 2
+
+    scene.in_place("--undo", *CONFIRMED)
+    assert scene.fingerprint() == first
+    scene.in_place("--undo", *CONFIRMED)
+    assert scene.fingerprint() == old
+    server.start()
+    assert scene.has_table("after_the_drop")
+
+
+def test_what_somebody_else_has_put_there_is_not_undone(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker
+) -> None:
+    scene = Scene.of(server_factory(), pitr_settings)
+    scene.in_place(*CONFIRMED)
+    [aside] = scene.beside("before-restore")
+    shutil.copytree(scene.data, scene.data.with_name("copy"))
+    scene.data.rename(scene.data.with_name("mine"))
+    assert f"mv '{aside}' '{scene.data}'" in scene.in_place("--undo", *CONFIRMED, exit_code=7)
+    scene.data.with_name("copy").rename(scene.data)
+    assert f"move it aside, and {aside} back" in scene.in_place("--undo", *CONFIRMED, exit_code=2)
+    shutil.rmtree(scene.data)
+    scene.data.with_name("mine").rename(scene.data)
+    aside.rename(scene.data.with_name("far away"))
+    assert f"{aside}, which was {scene.data}" in scene.in_place("--undo", *CONFIRMED, exit_code=7)
+    assert aside.exists() is False
+
+    [work] = scene.beside("restore")
+    journal = work / "in-place.json"
+    journal.write_text(journal.read_text().replace(f'"{aside}"', '"/etc"'))
+    assert f"is not about {scene.data}, or was changed" in scene.in_place("--undo", *CONFIRMED, exit_code=5)
+
+
+def test_two_at_a_time_are_one_too_many(server_factory: ServerFactory, pitr_settings: SettingsMaker) -> None:
+    scene = Scene.of(server_factory(), pitr_settings)
+    before = sorted(scene.data.parent.iterdir())
+    with alone(scene.data):
+        said = scene.in_place(*CONFIRMED, exit_code=9)
+    assert "another process is replacing a data directory" in said
+    assert sorted(scene.data.parent.iterdir()) == before
 
 
 def test_tablespaces_get_new_places_and_the_old_ones_keep_their_content(
