@@ -65,6 +65,14 @@ if TYPE_CHECKING:
 )
 @click.option("--skip-page-checks", is_flag=True, help="Do not check page checksums: faster, on a slow disk.")
 @click.option("--amcheck", is_flag=True, help="Run pg_amcheck over every database of the restored cluster.")
+@click.option(
+    "--in-place",
+    type=click.Path(path_type=Path),
+    metavar="DATA_DIRECTORY",
+    help="Take the place of this data directory, whose server is stopped; it is moved aside, not deleted.",
+)
+@click.option("--confirm", metavar="DATABASE", help="With --in-place: the name, typed again, for scripts.")
+@click.option("--undo", "undoing", is_flag=True, help="With --in-place: put the old data directory back.")
 @JSON_OPTION
 @click.pass_context
 def restore(
@@ -89,9 +97,12 @@ def restore(
     tablespaces: tuple[str, ...],
     skip_page_checks: bool,
     amcheck: bool,
+    in_place: Path | None,
+    confirm: str | None,
+    undoing: bool,
     as_json: bool,
 ) -> None:
-    """Restore a database to a moment, into a new directory beside the old one.
+    """Restore a database to a moment, into a new directory beside the old one, or --in-place of it.
 
     Give one target: TIME, --hour, --latest, --lsn, --name, --xid or --immediate.
     TIME is such as "2026-01-29 14:30:00", with an offset (+01:00, Z) or in the configured zone.
@@ -115,11 +126,46 @@ def restore(
         "base": base,
         "exclusive": exclusive,
     }
+    verification = Verification(pages=not skip_page_checks, amcheck=amcheck)
+    if in_place is not None:
+        elsewhere = to is not None or port is not None or stopped or bool(tablespaces)
+        if elsewhere or resume is not None or at_target != AtTarget.PROMOTE or amcheck:
+            raise BadRequest(
+                "--in-place goes with none of --to, --port, --stop, --tablespace, --at-target, --resume and "
+                "--amcheck",
+                remedy="The restored server takes the old one's place and port, and is left stopped.",
+            )
+        from pitr_pipelines.cli_in_place import restore_in_place, undo_in_place
+
+        if undoing:
+            if any(asked.values()) or timeline is not None or plan_only:
+                raise BadRequest(
+                    "--undo takes no target", remedy=f"pitr restore {database} --in-place {in_place} --undo"
+                )
+            undo_in_place(settings, database, in_place, confirm=confirm, as_json=as_json)
+            return
+        restore_in_place(
+            settings,
+            database,
+            parse_target(settings.zone, **asked),
+            in_place,
+            timeline=timeline,
+            verification=verification,
+            plan_only=plan_only,
+            confirm=confirm,
+            as_json=as_json,
+        )
+        return
+    if undoing or confirm is not None:
+        raise BadRequest(
+            "--undo and --confirm are only for --in-place",
+            remedy=f"pitr restore {database} --in-place DATA_DIRECTORY [--undo]",
+        )
     how = _How(
         AtTarget(at_target),
         not stopped,
         parse_assignments(tablespaces),
-        Verification(pages=not skip_page_checks, amcheck=amcheck),
+        verification,
         plan_only,
         as_json,
     )

@@ -74,18 +74,27 @@ def exchange(first: Path, second: Path) -> None:
     """Let two files or directories of one file system swap their names, in one atomic step.
 
     Where the file system cannot do that, there is a moment in which neither has the name `second`.
-    Source: renameat2(2), RENAME_EXCHANGE.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+    if exchange_at_once(first, second):
         return
-    number = ctypes.get_errno()
-    if number not in (errno.EINVAL, errno.ENOSYS):
-        raise OSError(number, os.strerror(number), str(second))
     aside = temporary_name(second).with_suffix(".aside.tmp")
     second.rename(aside)
     first.rename(second)
     aside.rename(first)
+
+
+def exchange_at_once(first: Path, second: Path) -> bool:
+    """Let two files or directories swap their names, or return False if the file system cannot do that.
+
+    Source: renameat2(2), RENAME_EXCHANGE.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number not in (errno.EINVAL, errno.ENOSYS):
+        raise OSError(number, os.strerror(number), str(second))
+    return False
 
 
 def write_whole(path: Path, content: bytes | str, *, mode: int = FILE_MODE) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pitr_pipelines.postgres.account import Account, server_account
+from pitr_pipelines_tests.mounting import mount_namespace
 from pitr_pipelines_tests.servers import (
     ServerFactory,
     SettingsMaker,
@@ -16,6 +17,8 @@ from pitr_pipelines_tests.servers import (
     make_reachable_directory,
     remove_directory,
 )
+
+__all__ = ["mount_namespace"]
 
 
 @pytest.fixture(autouse=True)

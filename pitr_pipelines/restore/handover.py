@@ -9,7 +9,7 @@ import shlex
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
@@ -32,14 +32,21 @@ class Handover:
     destination: Destination
     database: str
 
-    def make_whole(self, configuration: Configuration, report: Report) -> None:
-        """Bring the stopped cluster to disk, with nothing in it but itself."""
+    def make_whole(
+        self,
+        configuration: Configuration,
+        report: Report,
+        at_last: Callable[[Cluster, Configuration], None] | None = None,
+    ) -> None:
+        """Bring the stopped cluster to disk, with nothing in it but itself, and what `at_last` does."""
         prepared = sum(1 for _ in (self.cluster.data_directory / "pg_twophase").iterdir())
         if prepared > int(configuration.overrides.get("max_prepared_transactions", "0")):
             configuration.add({"max_prepared_transactions": str(prepared)})
         if self.destination.wal.exists():
             shutil.rmtree(self.destination.wal)
         self.destination.script.unlink(missing_ok=True)
+        if at_last is not None:
+            at_last(self.cluster, configuration)
         report(Progress("sync", 0, 1, "file systems"))
         for directory in self.destination.directories:
             durable.sync_file_system(directory)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from typing import Protocol
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines import durable
@@ -44,6 +45,16 @@ logger = logging.getLogger(__name__)
 DEFAULT_VERIFICATION = Verification()
 
 
+class Successor(Protocol):
+    """What a restore that is to take its original's place does besides, at two moments."""
+
+    def fetched(self, cluster: Cluster) -> None:
+        """Called when the base is unpacked, before its configuration is adapted."""
+
+    def recovered(self, cluster: Cluster, configuration: Configuration) -> None:
+        """Called when the recovered server is stopped, before everything is brought to disk."""
+
+
 def restore(
     settings: Settings,
     plan: Plan,
@@ -53,6 +64,7 @@ def restore(
     verification: Verification = DEFAULT_VERIFICATION,
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
+    successor: Successor | None = None,
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave, and do `at_target` at its target.
 
@@ -75,7 +87,9 @@ def restore(
         claim(destination, plan, account)
     try:
         with terminable(), in_sentences(destination):
-            work = _Restore(settings, plan, stops, destination, at_target, verification, report, log)
+            work = _Restore(
+                settings, plan, stops, destination, at_target, verification, successor, report, log
+            )
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
         if destination.marker.exists():
@@ -93,6 +107,7 @@ class _Restore:
     destination: Destination
     at_target: AtTarget
     verification: Verification
+    successor: Successor | None
     report: Report
     log: Callable[[str], None]
 
@@ -106,6 +121,8 @@ class _Restore:
             fetch(files, destination, report=self.report)
             feeder.open_up(cluster.data_directory / "pg_wal")
             control = cluster.control_data()
+            if self.successor is not None:
+                self.successor.fetched(cluster)
             configuration = Configuration(cluster, destination, plan.database)
             configuration.adapt(control)
             fetched = time.monotonic()
@@ -122,7 +139,7 @@ class _Restore:
             pages = check_pages(cluster, cluster.control_data(), plan.database, base, report=self.report)
         self.log(f"replayed to {recovered.end_lsn}; making everything durable")
         handover = Handover(cluster, destination, plan.database)
-        handover.make_whole(configuration, self.report)
+        handover.make_whole(configuration, self.report, self._succeed)
         unchecked = tuple(note_lines(pages, wanted=self.verification.pages))
         done = RestoreReport(
             database=plan.database,
@@ -180,3 +197,7 @@ class _Restore:
         )
         write_record(destination.report_file, done)
         return done
+
+    def _succeed(self, cluster: Cluster, configuration: Configuration) -> None:
+        if self.successor is not None:
+            self.successor.recovered(cluster, configuration)

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 
@@ -494,28 +493,6 @@ def test_a_copy_that_is_cut_short_leaves_nothing(shell: Shell, site: Site) -> No
     assert site.archived() == {SEGMENT: segment()}
 
 
-def cannot_mount(why: str) -> NoReturn:
-    """Skip a test that needs a file system of its own, or fail it where PITR_REQUIRE_MOUNT is set."""
-    if os.environ.get("PITR_REQUIRE_MOUNT"):
-        pytest.fail(f"{why}, and PITR_REQUIRE_MOUNT is set")
-    pytest.skip(why)
-
-
-@pytest.fixture
-def namespace() -> Sequence[str]:
-    """The start of a command that may mount file systems, which go away when it ends."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        cannot_mount("there is no unshare")
-    command = [unshare, "--mount"] if os.geteuid() == 0 else [unshare, "--mount", "--map-root-user"]
-    probe = subprocess.run(
-        [*command, "mount", "-t", "tmpfs", "none", "/mnt"], capture_output=True, timeout=TIMEOUT_S
-    )
-    if probe.returncode != 0:
-        cannot_mount("mounting is not permitted here")
-    return command
-
-
 @pytest.mark.parametrize(
     ("options", "then", "reason"),
     [
@@ -526,7 +503,7 @@ def namespace() -> Sequence[str]:
     ids=["full", "no inode left", "read-only"],
 )
 def test_a_full_or_read_only_file_system_is_one_clear_line(
-    shell: Shell, site: Site, namespace: Sequence[str], options: str, then: str, reason: str
+    shell: Shell, site: Site, mount_namespace: Sequence[str], options: str, then: str, reason: str
 ) -> None:
     source = site.write(SEGMENT, segment())
     script = f"""
@@ -542,7 +519,7 @@ def test_a_full_or_read_only_file_system_is_one_clear_line(
     """
     result = subprocess.run(
         [
-            *namespace,
+            *mount_namespace,
             "sh",
             "-c",
             script,
