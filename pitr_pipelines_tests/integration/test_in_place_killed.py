@@ -19,11 +19,11 @@ KILLED = -9
 DIE = """
 import os, signal
 from pitr_pipelines import durable
-from pitr_pipelines.restore import in_place, in_place_swap, restore
+from pitr_pipelines.restore import handover, in_place, in_place_swap
 def die(*_args, **_options):
     os.kill(os.getpid(), signal.SIGKILL)
 """
-IN_THE_RESTORE = DIE + "restore._Restore._make_whole = die\n" + RUN_PITR
+IN_THE_RESTORE = DIE + "handover.Handover.make_whole = die\n" + RUN_PITR
 BEFORE_THE_FIRST_RENAME = DIE + "in_place_swap.act = die\n" + RUN_PITR
 BETWEEN_THE_RENAMES = (
     DIE

@@ -31,8 +31,8 @@ def test_what_is_asked_wrongly_touches_nothing(scene: Scene) -> None:
     before = everything(scene)
     assert "'order-bd' is not the name" in scene.in_place("--confirm", "order-bd", exit_code=2)
     assert "there is no terminal" in scene.in_place(exit_code=2)
-    assert "none of --to, --port and --stop" in scene.in_place("--port", "5433", exit_code=2)
-    assert "none of --to, --port and --stop" in scene.in_place("--stop", exit_code=2)
+    assert "none of --to, --port, --stop" in scene.in_place("--port", "5433", exit_code=2)
+    assert "none of --to, --port, --stop" in scene.in_place("--stop", exit_code=2)
     moment = scene.before_drop.isoformat()
     assert "takes no target" in scene.pitr(
         "restore", "order-db", moment, "--undo", "--in-place", str(scene.data), exit_code=2
