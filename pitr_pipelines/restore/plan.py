@@ -15,11 +15,12 @@ from itertools import islice
 from typing import Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
-from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap, Window, windows
+from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap
 from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.wal_inspect import TransactionEnd
+from pitr_pipelines.restore.refusals import NotCovered, Refusals
 from pitr_pipelines.restore.stop import (
     Stop,
     StopAtConsistency,
@@ -37,8 +38,6 @@ from pitr_pipelines.restore.target import (
     Target,
     TimeTarget,
     XidTarget,
-    moment_of,
-    show_moment,
 )
 from pitr_pipelines.restore.wal_source import InBase, WalIndex, WalSegment
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
@@ -124,10 +123,6 @@ class Plan:
         return min(began, self.segments[-1].closed_at), self.segments[-1].closed_at
 
 
-class NotCovered(NotRestorable):
-    """The target is later than the archive provably reaches; sealing the database may cure that."""
-
-
 def make_plan(
     inventory: Inventory,
     index: WalIndex,
@@ -161,7 +156,8 @@ def make_plan(
             + (f" on timeline {timeline}" if timeline else ""),
             remedy=f"Take one with `pitr backup {inventory.database}`; until then nothing can be restored.",
         )
-    planner = _Planner(inventory, index, target, probe, now, zone, branch)
+    say = Refusals(inventory, target, now, zone, branch)
+    planner = _Planner(inventory, index, target, probe, now, branch, say)
     match target:
         case LatestTarget():
             return planner.latest(usable[-1])
@@ -190,23 +186,23 @@ class _Planner:
     target: Target
     probe: Probe
     now: datetime
-    zone: ZoneInfo
     branch: TimelineHistory
+    say: Refusals
 
     def at(self, moment: datetime, bases: Sequence[BaseRecord], *, inclusive: bool = True) -> Plan:
         if moment > self.now:
             raise NotRestorable(
-                f"{self.target} is in the future (it is {self._show(self.now)})",
-                remedy=self._offer(moment),
-                nearest=self._nearest(moment),
+                f"{self.target} is in the future (it is {self.say.show(self.now)})",
+                remedy=self.say.offer(moment),
+                nearest=self.say.nearest(moment),
             )
         before = [base for base in bases if base.ended_at <= moment]
         if not before:
             raise NotRestorable(
                 f"{self.target} is before the end of the first base backup of {self.inventory.database} "
-                f"({self._show(bases[0].ended_at)})",
-                remedy=self._offer(moment),
-                nearest=self._nearest(moment),
+                f"({self.say.show(bases[0].ended_at)})",
+                remedy=self.say.offer(moment),
+                nearest=self.say.nearest(moment),
             )
         base = before[-1]
         stays = moment if inclusive else moment - _RESOLUTION
@@ -220,33 +216,33 @@ class _Planner:
                 return self._plan(base, segments, StopAtTime(moment, inclusive))
         gap = self._gap(base)
         if not segments:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         until = self._covered_until(base, segments)
         if moment <= until:
-            shown = self._show(until)
+            shown = self.say.show(until)
             return self._plan(
                 base, segments, StopAtEnd(f"nothing was committed between the target and {shown}")
             )
         if gap is not None:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         raise NotCovered(
-            f"the archive of {self.inventory.database} is known to be complete until {self._show(until)}, "
+            f"the archive of {self.inventory.database} is known to be complete until {self.say.show(until)}, "
             f"not until {self.target}",
-            remedy=self._offer(moment) + " To get everything there is, ask for the latest moment.",
-            nearest=self._nearest(moment),
+            remedy=self.say.offer(moment) + " To get everything there is, ask for the latest moment.",
+            nearest=self.say.nearest(moment),
         )
 
     def latest(self, base: BaseRecord) -> Plan:
         segments = list(self.index.chain(base, self.branch))
         gap = self._gap(base)
         if not segments or gap is not None:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         return self._plan(base, segments, StopAtEnd("everything there is was asked for"))
 
     def at_lsn(self, lsn: Lsn, bases: Sequence[BaseRecord], *, inclusive: bool) -> Plan:
         before = [base for base in bases if base.end_lsn <= lsn]
         if not before:
-            raise self._before_first(bases[0], None)
+            raise self.say.before_first(bases[0], None)
         base = before[-1]
         segments: list[WalSegment] = []
         for segment in self.index.chain(base, self.branch):
@@ -258,12 +254,12 @@ class _Planner:
                 return self._plan(base, segments, StopAtLsn(lsn, inclusive))
         gap = self._gap(base)
         if gap is not None or not segments:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         raise NotCovered(
             f"the archive of {self.inventory.database} holds no record at {lsn} or later: it ends with "
             f"{segments[-1].name}, so recovery could not tell that it has reached {self.target}",
-            remedy=f"{self._offer_lsns(bases)} To get everything there is, ask for the latest moment.",
-            nearest=self._nearest(None),
+            remedy=f"{self.say.offer_lsns(bases)} To get everything there is, ask for the latest moment.",
+            nearest=self.say.nearest(None),
         )
 
     def at_name(self, name: str, bases: Sequence[BaseRecord]) -> Plan:
@@ -275,7 +271,9 @@ class _Planner:
         sealed = {seal.segment for seal in seals if seal.restore_point == name}
         found = (self._search(bases, look, only=sealed) if sealed else None) or self._search(bases, look)
         if found is None:
-            raise self._not_found(bases, "A name must be given exactly as pg_create_restore_point() got it.")
+            raise self.say.not_found(
+                bases, "A name must be given exactly as pg_create_restore_point() got it."
+            )
         base, segments, lsn, _ = found
         return self._plan(base, segments, StopAtLsn(lsn, restore_point=name))
 
@@ -286,7 +284,7 @@ class _Planner:
 
         found = self._search(bases, look)
         if found is None:
-            raise self._not_found(
+            raise self.say.not_found(
                 bases,
                 "It may not have ended, have changed nothing, or be a subtransaction: recovery stops only "
                 "where a whole transaction ends.",
@@ -302,7 +300,7 @@ class _Planner:
                 f"there is no base backup of {self.inventory.database} of {target.base} on timeline "
                 f"{self.branch.timeline}",
                 remedy=f"There are those of {days}.",
-                nearest=self._nearest(None),
+                nearest=self.say.nearest(None),
             )
         base = chosen[-1]
         size = base.wal_segment_size
@@ -343,32 +341,10 @@ class _Planner:
             return None
         before = [base for base in bases if base.end_lsn <= hit[0]]
         raise (
-            self._missing(before[-1], self._gap(before[-1]))
+            self.say.missing(before[-1], self._gap(before[-1]))
             if before
-            else self._before_first(bases[0], hit[0])
+            else self.say.before_first(bases[0], hit[0])
         )
-
-    def _before_first(self, first: BaseRecord, lsn: Lsn | None) -> NotRestorable:
-        return NotRestorable(
-            f"{self.target}{f', at {lsn},' if lsn is not None else ''} is before the end of the first base "
-            f"backup of {self.inventory.database} from which it could be reached ({first.end_lsn}, "
-            f"{self._show(first.ended_at)})",
-            remedy=self._offer_lsns([first]),
-            nearest=self._nearest(first.ended_at),
-        )
-
-    def _not_found(self, bases: Sequence[BaseRecord], hint: str) -> NotCovered:
-        return NotCovered(
-            f"{self.target} is not in the WAL of {self.inventory.database} that can be restored",
-            remedy=f"{hint} {self._offer_lsns(bases)}",
-            nearest=self._nearest(None),
-        )
-
-    def _offer_lsns(self, bases: Sequence[BaseRecord]) -> str:
-        """Say what can be restored, in LSNs and in time."""
-        reach = self.inventory.coverage().reach(bases[-1].first_segment, self.branch)
-        end = reach.last.end(bases[-1].wal_segment_size) if reach else bases[-1].end_lsn
-        return f"The WAL that is there goes from {bases[0].end_lsn} to {end}. {self._offer(None)}"
 
     def _plan(self, base: BaseRecord, segments: Sequence[WalSegment], stop: Stop) -> Plan:
         return Plan(self.inventory.database, self.target, base, self.branch, tuple(segments), stop)
@@ -390,47 +366,3 @@ class _Planner:
     def _gap(self, base: BaseRecord) -> Gap | None:
         reach = self.inventory.coverage().reach(base.first_segment, self.branch)
         return reach.gap if reach else None
-
-    def _missing(self, base: BaseRecord, gap: Gap | None) -> NotRestorable:
-        if gap is None:
-            what = f"the WAL after the base backup of {base.day} ({base.first_segment} and later)"
-        elif gap.first == gap.last:
-            what = f"the WAL segment {gap.first}"
-        else:
-            what = f"the WAL segments {gap.first} to {gap.last}"
-        moment = moment_of(self.target)
-        return NotRestorable(
-            f"{self.target} cannot be reached: {what} of {self.inventory.database} "
-            f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
-            "every bundle" + "".join(f"\n  {problem}" for problem in self.inventory.problems),
-            remedy=self._offer(moment),
-            nearest=self._nearest(moment),
-        )
-
-    def _windows(self) -> list[Window]:
-        return windows(self.inventory.bases, self.inventory.coverage(), self.branch)[0]
-
-    def _nearest(self, moment: datetime | None) -> list[datetime]:
-        """Return the closest moments, before and after, for which a plan can be made."""
-        ends = sorted(
-            {end for window in self._windows() for end in (window.start, min(window.end, self.now))}
-        )
-        ends = [end for end in ends if end <= self.now]
-        if moment is None:
-            return ends[-1:]
-        before = [end for end in ends if end <= moment]
-        return before[-1:] + [end for end in ends if end > moment][:1]
-
-    def _offer(self, moment: datetime | None) -> str:
-        """Say what can be restored, and which moments are nearest to the one asked for."""
-        spans = ", and ".join(
-            f"from {self._show(window.start)} to {self._show(window.end)}" for window in self._windows()
-        )
-        if not spans:
-            return "No moment can be restored; take a base backup now."
-        nearest = " and ".join(self._show(end) for end in self._nearest(moment))
-        label = "Nearest to what you asked for" if moment else "The latest of them"
-        return f"What can be restored: {spans}. {label}: {nearest}."
-
-    def _show(self, moment: datetime) -> str:
-        return show_moment(moment, self.zone)
