@@ -100,7 +100,7 @@ def describe(inventory: Inventory, *, now: datetime, drills: DrillStatus | None 
         last_bundle_state=bundle.state if bundle else None,
         archive=_archive(inventory, now),
         drills=drills or DrillStatus(),
-        problems=inventory.problems,
+        problems=(*inventory.problems, *inventory.unexplained()),
     )
 
 

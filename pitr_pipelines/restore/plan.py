@@ -8,8 +8,8 @@ only the WAL itself can answer, such as whether it holds a commit after the targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -20,6 +20,7 @@ from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.wal_inspect import TransactionEnd
+from pitr_pipelines.restore import branches
 from pitr_pipelines.restore.refusals import NotCovered, Refusals
 from pitr_pipelines.restore.stop import (
     Stop,
@@ -97,7 +98,8 @@ class Probe(Protocol):
 class Plan:
     """What a restore will do: from `base`, replay `segments` along `branch`, until `stop`.
 
-    `notes` says, in a line each, what the person who asked should know.
+    `notes` says, in a line each, what the person who asked should know. `histories` are of every timeline
+    there is: the restored server must not take the number of one of them.
     """
 
     database: str
@@ -107,10 +109,19 @@ class Plan:
     segments: tuple[WalSegment, ...]
     stop: Stop
     notes: tuple[str, ...] = ()
+    histories: tuple[TimelineHistory, ...] = ()
 
     @property
     def wal_bytes(self) -> int:
         return len(self.segments) * self.base.wal_segment_size
+
+    def all_histories(self) -> Iterator[TimelineHistory]:
+        """Yield the history of every timeline but 1, which has none; those of the branch as it has them."""
+        known = {history.timeline: history for history in self.histories}
+        for index, ancestor in enumerate(self.branch.ancestors):
+            known[ancestor.timeline] = TimelineHistory(ancestor.timeline, self.branch.ancestors[:index])
+        known[self.branch.timeline] = self.branch
+        yield from (known[timeline] for timeline in sorted(known) if timeline != 1)
 
     @property
     def stops_between(self) -> tuple[datetime, datetime]:
@@ -135,9 +146,12 @@ def make_plan(
 ) -> Plan:
     """Decide how to reach `target`. Raises NotRestorable (NotCovered where a seal may help).
 
-    `timeline` asks for a branch other than the one the server wrote last; `zone` is only how
-    moments are shown.
+    `timeline` asks for a branch other than the one the server is on; `zone` is only how moments are
+    shown.
     """
+    if timeline is not None and not branches.exists(inventory, timeline):
+        raise branches.unknown(inventory, timeline, zone)
+    asked_for = timeline
     if isinstance(target, ImmediateTarget) and target.base is not None and timeline is None:
         # Nothing after it is replayed, so it does not matter whether the server went another way.
         timeline = next((base.timeline for base in inventory.bases if base.day == target.base), None)
@@ -154,25 +168,19 @@ def make_plan(
         raise NotRestorable(
             f"there is no base backup of {inventory.database}"
             + (f" on timeline {timeline}" if timeline else ""),
-            remedy=f"Take one with `pitr backup {inventory.database}`; until then nothing can be restored.",
+            remedy=f"Take one with `pitr backup {inventory.database}`; until then nothing can be restored."
+            + branches.elsewhere(inventory, branch, target)
+            + branches.trouble(inventory),
         )
     say = Refusals(inventory, target, now, zone, branch)
     planner = _Planner(inventory, index, target, probe, now, branch, say)
-    match target:
-        case LatestTarget():
-            return planner.latest(usable[-1])
-        case TimeTarget():
-            return planner.at(target.moment, usable, inclusive=target.inclusive)
-        case HourTarget():
-            return planner.at(target.moment, usable)
-        case LsnTarget():
-            return planner.at_lsn(target.lsn, usable, inclusive=target.inclusive)
-        case NameTarget():
-            return planner.at_name(target.name, usable)
-        case XidTarget():
-            return planner.at_xid(target.xid, usable, inclusive=target.inclusive)
-        case ImmediateTarget():
-            return planner.immediate(target, usable)
+    try:
+        plan = planner.plan(usable)
+    except NotRestorable as refusal:
+        refusal.remedy += branches.elsewhere(inventory, branch, target)
+        raise
+    notes = branches.notes(inventory, plan, zone, asked_for=asked_for)
+    return replace(plan, notes=(*plan.notes, *notes), histories=tuple(inventory.timelines()))
 
 
 Found = TypeVar("Found")
@@ -188,6 +196,25 @@ class _Planner:
     now: datetime
     branch: TimelineHistory
     say: Refusals
+
+    def plan(self, bases: Sequence[BaseRecord]) -> Plan:
+        """Return the plan for the target, from one of `bases`, oldest first."""
+        target = self.target
+        match target:
+            case LatestTarget():
+                return self.latest(bases[-1])
+            case TimeTarget():
+                return self.at(target.moment, bases, inclusive=target.inclusive)
+            case HourTarget():
+                return self.at(target.moment, bases)
+            case LsnTarget():
+                return self.at_lsn(target.lsn, bases, inclusive=target.inclusive)
+            case NameTarget():
+                return self.at_name(target.name, bases)
+            case XidTarget():
+                return self.at_xid(target.xid, bases, inclusive=target.inclusive)
+            case ImmediateTarget():
+                return self.immediate(target, bases)
 
     def at(self, moment: datetime, bases: Sequence[BaseRecord], *, inclusive: bool = True) -> Plan:
         if moment > self.now:

@@ -66,10 +66,13 @@ class Refusals:
         return NotRestorable(
             f"{self.target} cannot be reached: {what} of {self.inventory.database} "
             f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
-            "every bundle" + "".join(f"\n  {problem}" for problem in self.inventory.problems),
+            "every bundle" + "".join(f"\n  {problem}" for problem in self._problems()),
             remedy=self.offer(moment),
             nearest=self.nearest(moment),
         )
+
+    def _problems(self) -> list[str]:
+        return [*self.inventory.problems, *self.inventory.unexplained()]
 
     def windows(self) -> list[Window]:
         return windows(self.inventory.bases, self.inventory.coverage(), self.branch)[0]
