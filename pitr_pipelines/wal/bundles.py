@@ -27,7 +27,7 @@ from pitr_pipelines.catalog.records import (
     read_record,
     write_record,
 )
-from pitr_pipelines.errors import ArtifactDamaged, BadRequest, PitrError
+from pitr_pipelines.errors import ArtifactDamaged, BadRequest, ForeignWal, PitrError
 from pitr_pipelines.progress import Report, silent
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal import archive, bundle_file
@@ -161,7 +161,8 @@ class _Hour:
         elif self.layout.seal_record(self.database, self.hour).exists():
             sealed = read_record(self.layout.seal_record(self.database, self.hour), SealRecord)
 
-        closed = not running and self._is_closed(hours, sealed)
+        # Where another server's WAL is in the way, later WAL does not prove that this hour is complete.
+        closed = not running and not isinstance(problem, ForeignWal) and self._is_closed(hours, sealed)
         record, changed, pruned = self._make(existing, files, hours, closed=closed, seal=sealed)
         if closed or (running and sealed):
             problem = None

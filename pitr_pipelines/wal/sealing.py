@@ -13,6 +13,7 @@ from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import SealRecord, read_record, write_record
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.sealed_segment import check_sealed_segment
 
 
 def seal_hour(settings: Settings, layout: Layout, database: str, hour: Hour, now: datetime) -> SealRecord:
@@ -20,7 +21,7 @@ def seal_hour(settings: Settings, layout: Layout, database: str, hour: Hour, now
 
     For the running hour this makes a restore point now, which is not an hour's seal and not written
     down as one. The caller holds the database's bundle lock. Raises ServerUnavailable,
-    ServerNotReady or ArchiveStalled.
+    ServerNotReady or ArchiveStalled, and ForeignWal if what arrived is not what the server wrote.
     """
     ended = hour.end <= now
     path = layout.seal_record(database, hour)
@@ -57,6 +58,7 @@ def _seal(
         wait_until_archived(
             connection, layout.wal(database), made.segment, timeout_s=settings.bundle.archive_wait_s
         )
+    check_sealed_segment(layout.wal(database), made.segment, made.lsn, made.restore_point, database=database)
     return SealRecord(
         database=database,
         hour=hour,
