@@ -97,9 +97,10 @@ def name_taken(archive: Path, failed: str) -> str | None:
     if not (archive / failed).exists():
         return None
     return (
-        f"{archive / failed} is there already, with other content: a copy of this server with the same system "
-        "identifier was promoted or started elsewhere, and has archived here. Nothing is lost while the server "
-        "keeps its WAL: stop the copy, then move its files out of the archive (docs/timelines.md says which)."
+        f"{archive / failed} is there already, with other content: a copy of this server with the same "
+        "system identifier was promoted or started elsewhere, and has archived here. Nothing is lost while "
+        "the server keeps its WAL: stop the copy, then move its files out of the archive (docs/timelines.md "
+        "says which)."
     )
 
 
