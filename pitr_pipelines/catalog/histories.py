@@ -134,6 +134,12 @@ def settle(copies: Iterable[HistoryCopy]) -> Origins:
             else:
                 what += f"and the WAL of timeline {timeline} in {other} is left out"
             contested[timeline] = f"{what} (see docs/timelines.md)"
+    for history in list(histories.values()):
+        for index, ancestor in enumerate(history.ancestors):
+            if ancestor.timeline != 1:
+                # What is known of a timeline's descendant is known of it.
+                derived = TimelineHistory(ancestor.timeline, history.ancestors[:index])
+                histories.setdefault(ancestor.timeline, derived)
     return Origins(histories, began, frozenset(foreign), contested)
 
 

@@ -71,22 +71,13 @@ def notes(inventory: Inventory, plan: Plan, zone: ZoneInfo, *, asked_for: int | 
 
 
 def elsewhere(inventory: Inventory, branch: TimelineHistory | None, target: Target) -> str:
-    """Say which other branches hold a target that was refused; nothing if none does.
-
-    Whether one holds an LSN, a name or a transaction is known only after it was searched.
-    """
-    moment = moment_of(target)
-    others = [other for other in inventory.timelines() if branch is None or fork(branch, other) is not None]
-    if moment is not None:
-        others = [other for other in others if _covered_until(inventory, other, moment) is not None]
-        does = "covers it"
-    else:
-        others = [other for other in others if _has_own_wal(inventory, branch, other)]
-        does = "was not looked at"
-    return "".join(
-        f" Timeline {other.timeline} {does}: ask for it with `--timeline {other.timeline}`."
-        for other in others
-    )
+    """Say which other branches may hold a target that was refused; nothing if none can."""
+    moment, written = moment_of(target), inventory.coverage().last_written()
+    found = ""
+    for other in inventory.timelines():
+        if _has_own_wal(inventory, branch, other) and (moment is None or written[other.timeline] >= moment):
+            found += f" Timeline {other.timeline} was not looked at; `--timeline {other.timeline}` does that."
+    return found
 
 
 def trouble(inventory: Inventory) -> str:

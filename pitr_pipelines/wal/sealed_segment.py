@@ -1,17 +1,21 @@
-"""Whether an archived segment really is the one that the server sealed.
+"""Whether what is in the archive really is the server's own: the segment it sealed, and its history file.
 
 A copy of the server with the same system identifier, started from a disk snapshot say, goes on along the same
 timeline, and so writes segments of the same names. If it archives one first, wal-archive.sh refuses the
 server's own, and the archive holds another history under a name of ours. A seal's restore point tells
 the two apart: it is at that LSN in the server's WAL, and in no other's. Reads a hundred bytes.
+A history file that the archive lacks is put there; nothing that is there is ever changed.
 Source: xl_restore_point in PostgreSQL's src/include/access/xlog_internal.h, and xlogrecord.h.
 """
 
 from __future__ import annotations
 
+import os
 import struct
+from datetime import datetime
 from pathlib import Path
 
+from pitr_pipelines import durable
 from pitr_pipelines.errors import ForeignWal
 from pitr_pipelines.wal import archive
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
@@ -63,3 +67,28 @@ def check_sealed_segment(
             f"server's log says were refused. Then `pitr backup --replace {database}`, and bundle the hour "
             "again. docs/timelines.md says how to tell them.",
         )
+
+
+def keep_history(directory: Path, name: str, content: bytes, written_at: datetime) -> None:
+    """Put the server's own history file `name` into its archive, unless it is there.
+
+    It gets the time at which the server wrote it, as wal-archive.sh would have done. Raises ForeignWal if
+    the archive has another history of that timeline, ArtifactDamaged if the one there cannot be read.
+    """
+    path = directory / name
+    ours = archive.parse_history(name, content, f"the server's {name}")
+    try:
+        if archive.read_history(path) == ours:
+            return
+    except FileNotFoundError:
+        # The server may archive it yet, and then compares: its user must be able to read it.
+        durable.write_whole(path, content, mode=0o644)
+        os.utime(path, (written_at.timestamp(), written_at.timestamp()))
+        return
+    raise ForeignWal(
+        f"{path} is not the server's own: a copy of it, with the same system identifier, was promoted and "
+        "has used the same number",
+        remedy="Stop that copy's archiving (archive_mode = off), and move its files out of the archive: "
+        f"{name} and the segments whose names begin with {name[:8]} that the server did not write. "
+        "docs/timelines.md says how to tell them.",
+    )

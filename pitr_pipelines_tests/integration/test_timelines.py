@@ -42,7 +42,7 @@ def test_moments_before_at_and_after_a_promotion(
     assert made.rows(TimeTarget(first)) == {1}
     with pytest.raises(NotRestorable, match="to be complete until") as refused:
         made.plan(TimeTarget(third), timeline=1)
-    assert "Timeline 2 covers it: ask for it with `--timeline 2`" in refused.value.remedy
+    assert "Timeline 2 was not looked at; `--timeline 2` does that." in refused.value.remedy
 
     assert made.bundle().problem is None
     made.server.stop()
@@ -111,6 +111,7 @@ def test_a_stray_copy_that_wrote_last_is_not_taken_for_the_server(
     made.insert(1)
     made.switch()
     with made.stray() as copy:
+        made.promote(copy)
         made.insert(10, copy)
         made.switch(copy)
         second = made.insert(2)
@@ -125,10 +126,10 @@ def test_a_stray_copy_that_wrote_last_is_not_taken_for_the_server(
         made.server.stop()
     plan = made.plan(TimeTarget(second))
     assert plan.branch.timeline == 1
-    assert any("timeline 2 was written to until" in note and "a stray copy" in note for note in plan.notes)
+    assert any("timeline 3 was written to until" in note and "a stray copy" in note for note in plan.notes)
     assert made.rows(TimeTarget(second)) == {1, 2}
     assert made.rows(LatestTarget(), seal=True) == {1, 2}
-    assert made.rows(TimeTarget(eleventh), timeline=2) == {1, 10, 11}
+    assert made.rows(TimeTarget(eleventh), timeline=3) == {1, 10, 11}
 
 
 def test_histories_that_were_damaged_in_the_archive_are_read_from_bundles(
