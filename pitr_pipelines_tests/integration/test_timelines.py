@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.restore.target import LatestTarget, LsnTarget, TimeTarget
 from pitr_pipelines.wal import archive
 from pitr_pipelines_tests.integration.branching import begin
-from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
+from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -112,6 +114,10 @@ def test_a_stray_copy_that_wrote_last_is_not_taken_for_the_server(
     made.switch()
     with made.stray() as copy:
         made.promote(copy)
+        # Longer ago than clocks may be apart.
+        history = made.server.archive / "00000003.history"
+        wait_for(history.exists, what="the stray's history file in the archive")
+        os.utime(history, (history.stat().st_mtime - 10,) * 2)
         made.insert(10, copy)
         made.switch(copy)
         second = made.insert(2)
