@@ -31,9 +31,10 @@ def exists(inventory: Inventory, timeline: int) -> bool:
 
 def unknown(inventory: Inventory, timeline: int, zone: ZoneInfo) -> NotRestorable:
     """Refuse a timeline that does not exist, and list those that do."""
+    known = "".join(f"\n  {line}" for line in describe(inventory, zone))
     return NotRestorable(
         f"there is no timeline {timeline} of {inventory.database}",
-        remedy="There are:\n" + "\n".join(f"  {line}" for line in describe(inventory, zone)),
+        remedy=f"There are:{known}" if known else f"There is none: `pitr backup {inventory.database}`.",
     )
 
 
