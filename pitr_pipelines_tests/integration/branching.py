@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.postgres.base_backup import take_base_backup
@@ -110,8 +111,11 @@ class Branching:
             yield copy
 
     @contextmanager
-    def clone(self) -> Iterator[TestServer]:
-        """Start a byte for byte copy, as a disk snapshot makes one: it goes on along the same timeline."""
+    def clone(self, *, promoted: bool = False) -> Iterator[TestServer]:
+        """Start a byte for byte copy, as a disk snapshot makes one: it goes on along the same timeline.
+
+        Unless it is `promoted`: then it begins the next.
+        """
         self.server.stop()
         directory = self.factory.directory / "clone.data"
         subprocess.run(["cp", "-a", self.server.cluster.data_directory, directory], check=True)
@@ -120,8 +124,11 @@ class Branching:
         cluster = self._cluster(directory)
         copy = TestServer(self.server.name, cluster, free_port(), log_file, self.server.archive)
         copy.configure({"port": str(copy.port)})
-        copy.start()
         try:
+            if promoted:
+                self.promote(copy)
+            else:
+                copy.start()
             yield copy
         finally:
             cluster.stop("immediate")
@@ -150,10 +157,12 @@ def numbers(server: TestServer) -> set[int]:
     return {row[0] for row in server.execute("SELECT id FROM rows")}
 
 
-def begin(server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int | None = None) -> Branching:
-    """Start a server with an empty table `rows`, and take its base backup."""
+def begin(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int | None = None, **keys: Any
+) -> Branching:
+    """Start a server with an empty table `rows`, and take its base backup. `keys` go to the settings."""
     server = server_factory(major=major)
-    settings = pitr_settings(server)
+    settings = pitr_settings(server, **keys)
     server.execute("CREATE TABLE rows (id int)")
     take_base_backup(settings, server.name)
     return Branching(server, settings, server_factory)

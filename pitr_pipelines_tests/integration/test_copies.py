@@ -32,17 +32,19 @@ def move_away(made: Branching, names: list[str]) -> None:
     aside.mkdir()
     for name in names:
         shutil.move(made.server.archive / name, aside / name)
+    # A new segment wakes the archiver, which else tries again once a minute.
+    made.server.execute("SELECT pg_logical_emit_message(true, 'x', 'y')")
+    made.server.execute("SELECT pg_switch_wal()")
 
 
 @oldest_and_newest
 def test_a_copy_that_took_the_next_timeline_first_holds_up_the_archiver_loudly_and_nothing_is_lost(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, major: int
 ) -> None:
-    made = begin(server_factory, pitr_settings, major)
+    made = begin(server_factory, pitr_settings, major, bundle={"archive_wait_s": 3})
     made.insert(1)
     made.switch()
-    with made.clone() as copy:
-        made.promote(copy)
+    with made.clone(promoted=True) as copy:
         made.insert(10, copy)
         made.switch(copy)
     second = made.insert(2)
