@@ -181,8 +181,8 @@ class Inventory:
         return [
             f"{history_file_name(timeline)} of {self.database} is neither in the archive nor, readable, in a "
             f"bundle: it is not known where timeline {timeline} left timeline {known[0]}, so no base backup "
-            "from before leads to it; copy that file into the archive from pg_wal of a server that is on "
-            "this timeline"
+            f"from before leads to it; `pitr bundle {self.database} --now` asks the server for that file, if "
+            "it is on this timeline; else copy it into the archive from pg_wal of one that was"
             for timeline in known[1:]
             if timeline not in self.histories
         ]

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from pitr_pipelines.errors import NotRestorable
+from pitr_pipelines.errors import ForeignWal, NotRestorable
 from pitr_pipelines.restore.target import LatestTarget, LsnTarget, TimeTarget
 from pitr_pipelines.wal import archive
 from pitr_pipelines_tests.integration.branching import begin
@@ -148,6 +148,14 @@ def test_histories_that_were_damaged_in_the_archive_are_read_from_bundles(
     assert made.bundle().problem is None
     history = made.server.archive / "00000002.history"
     history.write_bytes(history.read_bytes()[:5])
+    assert made.rows(TimeTarget(second)) == {1, 2}
+    # One that can be read and says something else is neither believed nor bundled.
+    text = (made.server.cluster.data_directory / "pg_wal" / history.name).read_text()
+    history.write_text(text.replace("0/", "1/", 1))
+    assert isinstance(made.bundle().problem, ForeignWal)
+    plan = made.plan(TimeTarget(second))
+    assert ["two servers have used timeline 2" in note for note in plan.notes] == [True]
+    assert "the former counts, which came with the server's seal" in plan.notes[0]
     assert made.rows(TimeTarget(second)) == {1, 2}
     history.unlink()
     assert made.rows(TimeTarget(second)) == {1, 2}
