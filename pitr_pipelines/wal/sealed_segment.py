@@ -63,9 +63,9 @@ def check_sealed_segment(
             f"in it at {lsn}. Another server, a copy with the same system identifier, has archived a segment "
             "of that name before it",
             remedy="Stop that copy's archiving (archive_mode = off). The server keeps its own WAL and tries "
-            "again: move the copy's segments out of the archive, this one and those before it that the "
-            f"server's log says were refused. Then `pitr backup --replace {database}`, and bundle the hour "
-            "again. docs/timelines.md says how to tell them.",
+            "again: move the copy's segments out of the archive, and bundle the hour again; "
+            "docs/timelines.md says how to tell them. If some were bundled already, "
+            f"`pitr backup --replace {database}` makes later moments restorable.",
         )
 
 
