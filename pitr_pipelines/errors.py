@@ -72,6 +72,10 @@ class ArtifactDamaged(PitrError):
     exit_code = 5
 
 
+class ForeignWal(ArtifactDamaged):
+    """The archive holds the WAL of a copy of the server under a name of the server's own."""
+
+
 class NotRestorable(PitrError):
     """No plan reaches the target. Nothing was touched.
 

@@ -113,13 +113,12 @@ class Coverage:
             )
         return cls(segment_size, {timeline: _merge(found) for timeline, found in by_timeline.items()})
 
-    def newest_timeline(self) -> int | None:
-        """Return the timeline that was written last: the one the server is on.
-
-        The highest number will not do: a stray copy that archived a few segments has that.
-        """
-        newest = [(found[-1].closed_at, timeline) for timeline, found in self.stretches.items()]
-        return max(newest)[1] if newest else None
+    def last_written(self) -> dict[int, datetime]:
+        """Return when each timeline was last written to, as far as that is known."""
+        return {
+            timeline: max(stretch.closed_at for stretch in found)
+            for timeline, found in self.stretches.items()
+        }
 
     def stretch_with(self, timeline: int, number: int) -> Stretch | None:
         """Return the stretch that holds a segment, or None."""

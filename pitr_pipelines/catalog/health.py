@@ -130,8 +130,9 @@ def check_chain(inventory: Inventory) -> ChainHealth:
     if not inventory.bases:
         return ChainHealth(None, None, 0, (), (_no_base(database),))
     bases, coverage, size = inventory.bases_on_branch(), inventory.coverage(), inventory.segment_size or 1
-    timeline = coverage.newest_timeline()
-    if not bases or timeline is None:
+    branch = inventory.branch()
+    timeline = branch.timeline if branch else None
+    if not bases or timeline is None or timeline not in coverage.stretches:
         return ChainHealth(None, None, 0, (), (_no_way_to(database, timeline),))
     first = bases[0].first_segment
     last = SegmentName.numbered(coverage.stretches[timeline][-1].last, timeline, size)

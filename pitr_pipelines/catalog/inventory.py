@@ -7,8 +7,8 @@ already seen are remembered by size and mtime, and the work grows with what is n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,7 +17,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.coverage import Coverage, Gap, Window, follow, windows
+from pitr_pipelines.catalog.histories import (
+    BundledHistory,
+    archived_histories,
+    bundled_histories,
+    read_bundled_history,
+    settle,
+)
 from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
+from pitr_pipelines.catalog.lineage import Life, Sighting, Standing, newest_sighting, server_timeline
 from pitr_pipelines.catalog.records import (
     BaseRecord,
     BundleRecord,
@@ -31,7 +39,7 @@ from pitr_pipelines.wal import archive
 from pitr_pipelines.wal.archive import ArchivedFile
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import WalFileKind
-from pitr_pipelines.wal.timelines import TimelineHistory
+from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
 
 Entry = TypeVar("Entry", bound=BaseModel)
 
@@ -53,9 +61,10 @@ class BundleEntry(BaseModel):
     size_bytes: int
     raw_bytes: int
     segments: int
+    histories: tuple[BundledHistory, ...]
 
     @classmethod
-    def of(cls, record: BundleRecord) -> BundleEntry:
+    def of(cls, record: BundleRecord, histories: Iterable[BundledHistory] = ()) -> BundleEntry:
         return cls(
             hour=record.hour,
             state=record.state,
@@ -66,6 +75,7 @@ class BundleEntry(BaseModel):
             size_bytes=record.file.size_bytes if record.file else 0,
             raw_bytes=record.raw_bytes,
             segments=len(record.segments),
+            histories=tuple(histories),
         )
 
     @property
@@ -100,7 +110,10 @@ class RecordCache(BaseModel):
 class Inventory:
     """Everything that exists of one database, oldest first.
 
-    `problems` names, in a line each, the records that could not be read.
+    `histories` says where timelines came from, as far as history files tell, and `began` when those were
+    written; `contested` names the timelines of which they tell different things. `seen` is where the
+    server was seen just now; without it, what exists says where it was last. `problems` names, in a line
+    each, what could not be read or contradicts itself.
     """
 
     database: str
@@ -109,6 +122,9 @@ class Inventory:
     raw: tuple[ArchivedFile, ...]
     histories: Mapping[int, TimelineHistory]
     problems: tuple[str, ...]
+    began: Mapping[int, datetime] = field(default_factory=dict)
+    contested: Mapping[int, str] = field(default_factory=dict)
+    seen: Sighting | None = None
 
     @property
     def segment_size(self) -> int | None:
@@ -136,16 +152,56 @@ class Inventory:
         return Coverage.of(runs, self.segment_size or 1, bases=self.bases, seals=seals)
 
     def branch(self, timeline: int | None = None, *, raw: bool = True) -> TimelineHistory | None:
-        """Return the history of a timeline; by default of the one the server wrote last."""
-        timeline = timeline or self.coverage(raw=raw).newest_timeline()
+        """Return the history of a timeline; by default of the one that the server is on."""
         if timeline is None:
-            return None
+            standing = self.standing(raw=raw)
+            if standing is None:
+                return None
+            timeline = standing.timeline
+        return self._history(timeline)
+
+    def standing(self, *, raw: bool = True) -> Standing | None:
+        """Return which timeline the server is on, and how sure that is."""
+        lives = [
+            Life(self._history(timeline), self.began.get(timeline), written)
+            for timeline, written in self.coverage(raw=raw).last_written().items()
+        ]
+        return server_timeline(lives, self._sighting())
+
+    def timelines(self) -> list[TimelineHistory]:
+        """Return every timeline of which there is anything, in order of their numbers."""
+        known = {run.timeline for entry in self.bundles for run in entry.runs} | {*self.histories}
+        known |= {base.timeline for base in self.bases}
+        known |= {file.segment.timeline for file in self.raw if file.kind is WalFileKind.SEGMENT}
+        return [self._history(timeline) for timeline in sorted(known)]
+
+    def unexplained(self) -> list[str]:
+        """Name the timelines of which it is not known from where they came, although that matters."""
+        known = [history.timeline for history in self.timelines()]
+        return [
+            f"{history_file_name(timeline)} of {self.database} is neither in the archive nor, readable, in a "
+            f"bundle: it is not known where timeline {timeline} left timeline {known[0]}, so no base backup "
+            f"from before leads to it; `pitr bundle {self.database} --now` asks the server for that file, if "
+            "it is on this timeline; else copy it into the archive from pg_wal of one that was"
+            for timeline in known[1:]
+            if timeline not in self.histories
+        ]
+
+    def _history(self, timeline: int) -> TimelineHistory:
         return self.histories.get(timeline, TimelineHistory(timeline))
 
+    def _sighting(self) -> Sighting | None:
+        seals = [entry.seal for entry in self.bundles if entry.seal is not None]
+        return self.seen or newest_sighting(self.bases, seals)
+
     def without(self, artifacts: Collection[date | Hour | str]) -> Inventory:
-        """Return what is left without some bases (by day), bundles (by hour) and raw files (by name)."""
+        """Return what is left without some bases (by day), bundles (by hour) and raw files (by name).
+
+        What they say of where the server was seen stays known.
+        """
         return replace(
             self,
+            seen=self._sighting(),
             bases=tuple(base for base in self.bases if base.day not in artifacts),
             bundles=tuple(entry for entry in self.bundles if entry.hour not in artifacts),
             raw=tuple(file for file in self.raw if file.name not in artifacts),
@@ -191,23 +247,24 @@ def take_inventory(layout: Layout, database: str, cache: RecordCache) -> tuple[I
             path = layout.bundles(database) / name
             _recall(path, name, cache.bundles, bundles, _read_bundle, problems)
     raw = archive.scan_archive(layout.wal(database))
-    histories = {}
-    for file in raw:
-        if file.kind is WalFileKind.HISTORY:
-            try:
-                history = archive.read_history(file.path)
-                histories[history.timeline] = history
-            except ArtifactDamaged as error:
-                problems.append(error.what)
+    entries = [held.entry for held in bundles.values()]
+    copies = list(archived_histories(raw, problems))
+    for entry in entries:
+        copies += bundled_histories(entry.hour, entry.histories, entry.seal)
+    origins = settle(copies)
+    problems += origins.contested.values()
     inventory = Inventory(
         database,
         tuple(sorted((held.entry for held in bases.values()), key=lambda base: base.ended_at)),
-        tuple(sorted((held.entry for held in bundles.values()), key=lambda entry: entry.hour)),
+        tuple(sorted((_without(entry, origins.foreign) for entry in entries), key=lambda entry: entry.hour)),
         tuple(raw),
-        histories,
+        origins.histories,
         tuple(problems),
+        origins.began,
+        origins.contested,
     )
-    return inventory, RecordCache(bases=bases, bundles=bundles)
+    remembered = {name: held for name, held in bundles.items() if _is_complete(held.entry)}
+    return inventory, RecordCache(bases=bases, bundles=remembered)
 
 
 def read_cache(layout: Layout, database: str) -> RecordCache:
@@ -271,7 +328,21 @@ def read_bundle_record(path: Path) -> BundleRecord:
 
 
 def _read_bundle(path: Path) -> BundleEntry:
-    return BundleEntry.of(read_bundle_record(path))
+    record = read_bundle_record(path)
+    bundle = path.with_name(f"{path.stem}.tar.gz")
+    members = (member for member in record.members if member.kind is WalFileKind.HISTORY)
+    return BundleEntry.of(record, (read_bundled_history(bundle, member) for member in members))
+
+
+def _is_complete(entry: BundleEntry) -> bool:
+    """Tell whether an entry can be remembered: a bundle that cannot be read now may be put back."""
+    return all(history.text is not None for history in entry.histories)
+
+
+def _without(entry: BundleEntry, foreign: Collection[tuple[Hour, int]]) -> BundleEntry:
+    """Leave out of a bundle's entry the WAL of timelines that only share their number with ours."""
+    runs = tuple(run for run in entry.runs if (entry.hour, run.timeline) not in foreign)
+    return entry if runs == entry.runs else entry.model_copy(update={"runs": runs})
 
 
 def _check_place(path: Path, database: str, its_database: str, key: str, its_key: str) -> None:

@@ -48,6 +48,8 @@ def verify_database(settings: Settings, database: str) -> Iterator[Verified]:
     inventory, _ = take_inventory(layout, database, RecordCache())
     for problem in inventory.problems:
         yield Verified(database, "record", problem, "Make the artifact again, or put back its record.")
+    for problem in inventory.unexplained():
+        yield Verified(database, "history", problem)
     for base in inventory.bases:
         yield verify_base_of(layout, database, base.day)
     for entry in inventory.bundles:

@@ -79,6 +79,12 @@ class WhatToRestore(dg.Config):
     exclusive: bool = Field(
         default=False, description="Leave out what is exactly at target_time, target_lsn or target_xid."
     )
+    timeline: int | None = Field(
+        default=None,
+        ge=1,
+        description="A branch of history other than the one the server is on: one that was left behind by a "
+        "promotion or a restore.",
+    )
 
 
 class WhereTo(dg.Config):
@@ -243,7 +249,7 @@ def _defaults(settings: Settings) -> dict[str, Any]:
     where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
     what |= {"target_lsn": None, "target_name": None, "target_xid": None}
-    what |= {"target_immediate": False, "base": None, "exclusive": False}
+    what |= {"target_immediate": False, "base": None, "exclusive": False, "timeline": None}
     return {"ops": {PLAN_STEP: {"config": what}, RUN_STEP: {"config": where}}}
 
 
@@ -279,7 +285,7 @@ def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, wha
         base=what.base,
         exclusive=what.exclusive,
     )
-    plan = plan_restore(settings, database, target, report=LogProgress(context.log))
+    plan = plan_restore(settings, database, target, timeline=what.timeline, report=LogProgress(context.log))
     check_hour(plan, hour, settings.zone)
     lines = plan_lines(plan, settings.zone)
     for line in lines:

@@ -89,6 +89,21 @@ def archive_owner(archive: Path) -> str | None:
     return None
 
 
+def name_taken(archive: Path, failed: str) -> str | None:
+    """Say what it means that the archive has a file that the server cannot archive; None if it has not.
+
+    wal-archive.sh takes the same content twice, so the one that is there is another server's.
+    """
+    if not (archive / failed).exists():
+        return None
+    return (
+        f"{archive / failed} is there already, with other content: a copy of this server with the same "
+        "system identifier was promoted or started elsewhere, and has archived here. Nothing is lost while "
+        "the server keeps its WAL: stop the copy, then move its files out of the archive (docs/timelines.md "
+        "says which)."
+    )
+
+
 def archive_steps(
     database: str,
     layout: Layout,

@@ -20,7 +20,7 @@ import psycopg
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable
-from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner
+from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner, name_taken
 from pitr_pipelines.postgres.binaries import SUPPORTED_MAJORS, find_binaries
 from pitr_pipelines.postgres.connection import (
     ServerIdentity,
@@ -101,7 +101,7 @@ def _server_findings(
     yield _clock(connection)
     yield from _rights(name, connection)
     yield from _settings_findings(name, settings, connection)
-    yield _archiver(connection)
+    yield _archiver(connection, Layout(settings.backup_root).wal(name))
 
 
 def _version(identity: ServerIdentity) -> Finding:
@@ -225,7 +225,7 @@ def _archive_command(name: str, settings: Settings, values: dict[str, str]) -> F
     )
 
 
-def _archiver(connection: psycopg.Connection[Any]) -> Finding:
+def _archiver(connection: psycopg.Connection[Any], archive: Path) -> Finding:
     count, last_wal, last_time, failures, failed_wal, failed_time = _row(
         connection,
         "SELECT archived_count, last_archived_wal, last_archived_time, failed_count, last_failed_wal, "
@@ -238,7 +238,8 @@ def _archiver(connection: psycopg.Connection[Any]) -> Finding:
         "archiver",
         False,
         f"{done}; {failures} failures, last with {failed_wal} at {_text(failed_time)}",
-        "wal-archive.sh wrote the reason into the server's log. The server keeps its WAL and tries again.",
+        name_taken(archive, failed_wal)
+        or "wal-archive.sh wrote the reason into the server's log. The server keeps its WAL and tries again.",
     )
 
 

@@ -20,6 +20,7 @@ import psycopg
 from psycopg import errors as sql_errors
 
 from pitr_pipelines.errors import ArchiveStalled, ServerNotReady, ServerUnavailable
+from pitr_pipelines.postgres.archive_place import name_taken
 from pitr_pipelines.postgres.connection import server_address
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 
@@ -170,7 +171,8 @@ def _stalled(
         return ArchiveStalled(
             what + f"The server's archiver {done}; it failed {failures} times, last on {failed_wal} "
             f"at {_text(failed_time)}.",
-            remedy="The line that wal-archive.sh wrote into the server's log at that time says why; "
+            remedy=name_taken(archive, failed_wal)
+            or "The line that wal-archive.sh wrote into the server's log at that time says why; "
             "PostgreSQL keeps the WAL and tries again until it succeeds.",
         )
     if last_wal is not None and last_wal[:24] >= str(segment):

@@ -8,18 +8,20 @@ only the WAL itself can answer, such as whether it holds a commit after the targ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from itertools import islice
 from typing import Protocol, TypeVar
 from zoneinfo import ZoneInfo
 
-from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap, Window, windows
+from pitr_pipelines.catalog.coverage import CLOCK_MARGIN, Gap
 from pitr_pipelines.catalog.inventory import Inventory
 from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import NotRestorable
 from pitr_pipelines.postgres.wal_inspect import TransactionEnd
+from pitr_pipelines.restore import branches
+from pitr_pipelines.restore.refusals import NotCovered, Refusals
 from pitr_pipelines.restore.stop import (
     Stop,
     StopAtConsistency,
@@ -37,8 +39,6 @@ from pitr_pipelines.restore.target import (
     Target,
     TimeTarget,
     XidTarget,
-    moment_of,
-    show_moment,
 )
 from pitr_pipelines.restore.wal_source import InBase, WalIndex, WalSegment
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
@@ -98,7 +98,8 @@ class Probe(Protocol):
 class Plan:
     """What a restore will do: from `base`, replay `segments` along `branch`, until `stop`.
 
-    `notes` says, in a line each, what the person who asked should know.
+    `notes` says, in a line each, what the person who asked should know. `histories` are of every timeline
+    there is: the restored server must not take the number of one of them.
     """
 
     database: str
@@ -108,10 +109,19 @@ class Plan:
     segments: tuple[WalSegment, ...]
     stop: Stop
     notes: tuple[str, ...] = ()
+    histories: tuple[TimelineHistory, ...] = ()
 
     @property
     def wal_bytes(self) -> int:
         return len(self.segments) * self.base.wal_segment_size
+
+    def all_histories(self) -> Iterator[TimelineHistory]:
+        """Yield the history of every timeline but 1, which has none; those of the branch as it has them."""
+        known = {history.timeline: history for history in self.histories}
+        for index, ancestor in enumerate(self.branch.ancestors):
+            known[ancestor.timeline] = TimelineHistory(ancestor.timeline, self.branch.ancestors[:index])
+        known[self.branch.timeline] = self.branch
+        yield from (known[timeline] for timeline in sorted(known) if timeline != 1)
 
     @property
     def stops_between(self) -> tuple[datetime, datetime]:
@@ -122,10 +132,6 @@ class Plan:
             return self.stop.moment, self.stop.moment
         began = self.segments[-2].closed_at if len(self.segments) > 1 else self.base.started_at
         return min(began, self.segments[-1].closed_at), self.segments[-1].closed_at
-
-
-class NotCovered(NotRestorable):
-    """The target is later than the archive provably reaches; sealing the database may cure that."""
 
 
 def make_plan(
@@ -141,9 +147,12 @@ def make_plan(
 ) -> Plan:
     """Decide how to reach `target`. Raises NotRestorable (NotCovered where a seal may help).
 
-    `timeline` asks for a branch other than the one the server wrote last, `base` for the base backup of
+    `timeline` asks for a branch other than the one the server is on, `base` for the base backup of
     that day and no other; `zone` is only how moments are shown.
     """
+    if timeline is not None and not branches.exists(inventory, timeline):
+        raise branches.unknown(inventory, timeline, zone)
+    asked_for = timeline
     if isinstance(target, ImmediateTarget) and target.base is not None and timeline is None:
         # Nothing after it is replayed, so it does not matter whether the server went another way.
         timeline = next((base.timeline for base in inventory.bases if base.day == target.base), None)
@@ -166,24 +175,19 @@ def make_plan(
         raise NotRestorable(
             f"there is no base backup of {inventory.database}"
             + (f" on timeline {timeline}" if timeline else ""),
-            remedy=f"Take one with `pitr backup {inventory.database}`; until then nothing can be restored.",
+            remedy=f"Take one with `pitr backup {inventory.database}`; until then nothing can be restored."
+            + branches.elsewhere(inventory, branch, target)
+            + branches.trouble(inventory),
         )
-    planner = _Planner(inventory, index, target, probe, now, zone, branch)
-    match target:
-        case LatestTarget():
-            return planner.latest(usable[-1])
-        case TimeTarget():
-            return planner.at(target.moment, usable, inclusive=target.inclusive)
-        case HourTarget():
-            return planner.at(target.moment, usable)
-        case LsnTarget():
-            return planner.at_lsn(target.lsn, usable, inclusive=target.inclusive)
-        case NameTarget():
-            return planner.at_name(target.name, usable)
-        case XidTarget():
-            return planner.at_xid(target.xid, usable, inclusive=target.inclusive)
-        case ImmediateTarget():
-            return planner.immediate(target, usable)
+    say = Refusals(inventory, target, now, zone, branch)
+    planner = _Planner(inventory, index, target, probe, now, branch, say)
+    try:
+        plan = planner.plan(usable)
+    except NotRestorable as refusal:
+        refusal.remedy += branches.elsewhere(inventory, branch, target)
+        raise
+    notes = branches.notes(inventory, plan, zone, asked_for=asked_for)
+    return replace(plan, notes=(*plan.notes, *notes), histories=tuple(inventory.timelines()))
 
 
 Found = TypeVar("Found")
@@ -197,23 +201,42 @@ class _Planner:
     target: Target
     probe: Probe
     now: datetime
-    zone: ZoneInfo
     branch: TimelineHistory
+    say: Refusals
+
+    def plan(self, bases: Sequence[BaseRecord]) -> Plan:
+        """Return the plan for the target, from one of `bases`, oldest first."""
+        target = self.target
+        match target:
+            case LatestTarget():
+                return self.latest(bases[-1])
+            case TimeTarget():
+                return self.at(target.moment, bases, inclusive=target.inclusive)
+            case HourTarget():
+                return self.at(target.moment, bases)
+            case LsnTarget():
+                return self.at_lsn(target.lsn, bases, inclusive=target.inclusive)
+            case NameTarget():
+                return self.at_name(target.name, bases)
+            case XidTarget():
+                return self.at_xid(target.xid, bases, inclusive=target.inclusive)
+            case ImmediateTarget():
+                return self.immediate(target, bases)
 
     def at(self, moment: datetime, bases: Sequence[BaseRecord], *, inclusive: bool = True) -> Plan:
         if moment > self.now:
             raise NotRestorable(
-                f"{self.target} is in the future (it is {self._show(self.now)})",
-                remedy=self._offer(moment),
-                nearest=self._nearest(moment),
+                f"{self.target} is in the future (it is {self.say.show(self.now)})",
+                remedy=self.say.offer(moment),
+                nearest=self.say.nearest(moment),
             )
         before = [base for base in bases if base.ended_at <= moment]
         if not before:
             raise NotRestorable(
                 f"{self.target} is before the end of the first base backup of {self.inventory.database} "
-                f"({self._show(bases[0].ended_at)})",
-                remedy=self._offer(moment),
-                nearest=self._nearest(moment),
+                f"({self.say.show(bases[0].ended_at)})",
+                remedy=self.say.offer(moment),
+                nearest=self.say.nearest(moment),
             )
         base = before[-1]
         stays = moment if inclusive else moment - _RESOLUTION
@@ -227,33 +250,33 @@ class _Planner:
                 return self._plan(base, segments, StopAtTime(moment, inclusive))
         gap = self._gap(base)
         if not segments:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         until = self._covered_until(base, segments)
         if moment <= until:
-            shown = self._show(until)
+            shown = self.say.show(until)
             return self._plan(
                 base, segments, StopAtEnd(f"nothing was committed between the target and {shown}")
             )
         if gap is not None:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         raise NotCovered(
-            f"the archive of {self.inventory.database} is known to be complete until {self._show(until)}, "
+            f"the archive of {self.inventory.database} is known to be complete until {self.say.show(until)}, "
             f"not until {self.target}",
-            remedy=self._offer(moment) + " To get everything there is, ask for the latest moment.",
-            nearest=self._nearest(moment),
+            remedy=self.say.offer(moment) + " To get everything there is, ask for the latest moment.",
+            nearest=self.say.nearest(moment),
         )
 
     def latest(self, base: BaseRecord) -> Plan:
         segments = list(self.index.chain(base, self.branch))
         gap = self._gap(base)
         if not segments or gap is not None:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         return self._plan(base, segments, StopAtEnd("everything there is was asked for"))
 
     def at_lsn(self, lsn: Lsn, bases: Sequence[BaseRecord], *, inclusive: bool) -> Plan:
         before = [base for base in bases if base.end_lsn <= lsn]
         if not before:
-            raise self._before_first(bases[0], None)
+            raise self.say.before_first(bases[0], None)
         base = before[-1]
         segments: list[WalSegment] = []
         for segment in self.index.chain(base, self.branch):
@@ -265,12 +288,12 @@ class _Planner:
                 return self._plan(base, segments, StopAtLsn(lsn, inclusive))
         gap = self._gap(base)
         if gap is not None or not segments:
-            raise self._missing(base, gap)
+            raise self.say.missing(base, gap)
         raise NotCovered(
             f"the archive of {self.inventory.database} holds no record at {lsn} or later: it ends with "
             f"{segments[-1].name}, so recovery could not tell that it has reached {self.target}",
-            remedy=f"{self._offer_lsns(bases)} To get everything there is, ask for the latest moment.",
-            nearest=self._nearest(None),
+            remedy=f"{self.say.offer_lsns(bases)} To get everything there is, ask for the latest moment.",
+            nearest=self.say.nearest(None),
         )
 
     def at_name(self, name: str, bases: Sequence[BaseRecord]) -> Plan:
@@ -282,7 +305,9 @@ class _Planner:
         sealed = {seal.segment for seal in seals if seal.restore_point == name}
         found = (self._search(bases, look, only=sealed) if sealed else None) or self._search(bases, look)
         if found is None:
-            raise self._not_found(bases, "A name must be given exactly as pg_create_restore_point() got it.")
+            raise self.say.not_found(
+                bases, "A name must be given exactly as pg_create_restore_point() got it."
+            )
         base, segments, lsn, _ = found
         return self._plan(base, segments, StopAtLsn(lsn, restore_point=name))
 
@@ -293,7 +318,7 @@ class _Planner:
 
         found = self._search(bases, look)
         if found is None:
-            raise self._not_found(
+            raise self.say.not_found(
                 bases,
                 "It may not have ended, have changed nothing, or be a subtransaction: recovery stops only "
                 "where a whole transaction ends.",
@@ -309,7 +334,7 @@ class _Planner:
                 f"there is no base backup of {self.inventory.database} of {target.base} on timeline "
                 f"{self.branch.timeline}",
                 remedy=f"There are those of {days}.",
-                nearest=self._nearest(None),
+                nearest=self.say.nearest(None),
             )
         base = chosen[-1]
         size = base.wal_segment_size
@@ -350,32 +375,10 @@ class _Planner:
             return None
         before = [base for base in bases if base.end_lsn <= hit[0]]
         raise (
-            self._missing(before[-1], self._gap(before[-1]))
+            self.say.missing(before[-1], self._gap(before[-1]))
             if before
-            else self._before_first(bases[0], hit[0])
+            else self.say.before_first(bases[0], hit[0])
         )
-
-    def _before_first(self, first: BaseRecord, lsn: Lsn | None) -> NotRestorable:
-        return NotRestorable(
-            f"{self.target}{f', at {lsn},' if lsn is not None else ''} is before the end of the first base "
-            f"backup of {self.inventory.database} from which it could be reached ({first.end_lsn}, "
-            f"{self._show(first.ended_at)})",
-            remedy=self._offer_lsns([first]),
-            nearest=self._nearest(first.ended_at),
-        )
-
-    def _not_found(self, bases: Sequence[BaseRecord], hint: str) -> NotCovered:
-        return NotCovered(
-            f"{self.target} is not in the WAL of {self.inventory.database} that can be restored",
-            remedy=f"{hint} {self._offer_lsns(bases)}",
-            nearest=self._nearest(None),
-        )
-
-    def _offer_lsns(self, bases: Sequence[BaseRecord]) -> str:
-        """Say what can be restored, in LSNs and in time."""
-        reach = self.inventory.coverage().reach(bases[-1].first_segment, self.branch)
-        end = reach.last.end(bases[-1].wal_segment_size) if reach else bases[-1].end_lsn
-        return f"The WAL that is there goes from {bases[0].end_lsn} to {end}. {self._offer(None)}"
 
     def _plan(self, base: BaseRecord, segments: Sequence[WalSegment], stop: Stop) -> Plan:
         return Plan(self.inventory.database, self.target, base, self.branch, tuple(segments), stop)
@@ -397,47 +400,3 @@ class _Planner:
     def _gap(self, base: BaseRecord) -> Gap | None:
         reach = self.inventory.coverage().reach(base.first_segment, self.branch)
         return reach.gap if reach else None
-
-    def _missing(self, base: BaseRecord, gap: Gap | None) -> NotRestorable:
-        if gap is None:
-            what = f"the WAL after the base backup of {base.day} ({base.first_segment} and later)"
-        elif gap.first == gap.last:
-            what = f"the WAL segment {gap.first}"
-        else:
-            what = f"the WAL segments {gap.first} to {gap.last}"
-        moment = moment_of(self.target)
-        return NotRestorable(
-            f"{self.target} cannot be reached: {what} of {self.inventory.database} "
-            f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
-            "every bundle" + "".join(f"\n  {problem}" for problem in self.inventory.problems),
-            remedy=self._offer(moment),
-            nearest=self._nearest(moment),
-        )
-
-    def _windows(self) -> list[Window]:
-        return windows(self.inventory.bases, self.inventory.coverage(), self.branch)[0]
-
-    def _nearest(self, moment: datetime | None) -> list[datetime]:
-        """Return the closest moments, before and after, for which a plan can be made."""
-        ends = sorted(
-            {end for window in self._windows() for end in (window.start, min(window.end, self.now))}
-        )
-        ends = [end for end in ends if end <= self.now]
-        if moment is None:
-            return ends[-1:]
-        before = [end for end in ends if end <= moment]
-        return before[-1:] + [end for end in ends if end > moment][:1]
-
-    def _offer(self, moment: datetime | None) -> str:
-        """Say what can be restored, and which moments are nearest to the one asked for."""
-        spans = ", and ".join(
-            f"from {self._show(window.start)} to {self._show(window.end)}" for window in self._windows()
-        )
-        if not spans:
-            return "No moment can be restored; take a base backup now."
-        nearest = " and ".join(self._show(end) for end in self._nearest(moment))
-        label = "Nearest to what you asked for" if moment else "The latest of them"
-        return f"What can be restored: {spans}. {label}: {nearest}."
-
-    def _show(self, moment: datetime) -> str:
-        return show_moment(moment, self.zone)

@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.inventory import Inventory, read_inventory
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.lineage import Sighting
 from pitr_pipelines.errors import NotRestorable, PitrError
 from pitr_pipelines.postgres.binaries import Binaries, find_binaries
 from pitr_pipelines.progress import Report, silent
@@ -50,23 +51,26 @@ def plan_restore(
     layout = Layout(settings.backup_root)
     asked_at = now or datetime.now(UTC)
     unsealed: PitrError | None = None
-    if seal and isinstance(target, LatestTarget):
-        unsealed = _try_to_seal(settings, layout, database)
-    passing_over = _PassingOver(read_inventory(layout, database), base)
+    inventory = read_inventory(layout, database)
+    if seal and (isinstance(target, LatestTarget) or (timeline is None and _is_in_doubt(inventory))):
+        inventory, unsealed = _try_to_seal(settings, layout, database)
+    passing_over = _PassingOver(inventory, base)
     try:
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     except NotCovered as refusal:
-        unsealed = _try_to_seal(settings, layout, database) if seal else None
-        if not seal or unsealed is not None:
+        if not seal:
+            raise
+        inventory, unsealed = _try_to_seal(settings, layout, database)
+        if unsealed is not None:
             raise _with_reason(refusal, unsealed) from None
-        passing_over = _PassingOver(read_inventory(layout, database), base)
+        passing_over = _PassingOver(inventory, base)
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     while check and (damage := list(find_damage(layout, plan, report))):
         passing_over = passing_over.also(damage)
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     notes = [] if unsealed is None else [f"the source could not be sealed first: {unsealed.what}"]
     notes += [f"passed over, because damaged: {problem}" for problem in passing_over.problems]
-    return replace(plan, notes=tuple(notes))
+    return replace(plan, notes=(*notes, *plan.notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +130,31 @@ def _plan(
         )
 
 
-def _try_to_seal(settings: Settings, layout: Layout, database: str) -> PitrError | None:
-    """Seal the database now; return why that could not be done."""
+def _is_in_doubt(inventory: Inventory) -> bool:
+    """Tell whether only the server itself can say on which timeline it is."""
+    standing = inventory.standing()
+    return standing is not None and (
+        bool(standing.rivals) or standing.seen is None or standing.seen.timeline != standing.timeline
+    )
+
+
+def _try_to_seal(settings: Settings, layout: Layout, database: str) -> tuple[Inventory, PitrError | None]:
+    """Seal the database now; return what exists then, and why it could not be sealed if so.
+
+    Where the seal was written is where the server is, whatever else may archive here.
+    """
     try:
         with durable.exclusive_lock(layout.bundle_lock(database), subject=f"{database}'s bundles", wait=True):
-            seal_now(settings, layout, database, datetime.now(UTC))
+            made = seal_now(settings, layout, database, datetime.now(UTC))
     except PitrError as error:
-        return error
+        return read_inventory(layout, database), error
     except OSError as error:
-        return PitrError(f"cannot write to {layout.root}: {error.strerror}", remedy="Check the volume.")
-    return None
+        problem = PitrError(f"cannot write to {layout.root}: {error.strerror}", remedy="Check the volume.")
+        return read_inventory(layout, database), problem
+    return replace(read_inventory(layout, database), seen=Sighting.in_seal(made)), None
 
 
-def _with_reason(refusal: NotCovered, unsealed: PitrError | None) -> NotRestorable:
-    if unsealed is None:
-        return refusal
+def _with_reason(refusal: NotCovered, unsealed: PitrError) -> NotRestorable:
     return NotCovered(
         f"{refusal.what}, and the database could not be sealed to cover it: {unsealed.what}",
         remedy=refusal.remedy,

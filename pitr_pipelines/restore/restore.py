@@ -68,7 +68,8 @@ def restore(
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave, and do `at_target` at its target.
 
-    With `successor`, the cluster is to take its original's place. `verification` says what is looked at beyond the target; what pg_amcheck finds is in the report, and
+    With `successor`, the cluster is to take its original's place. `verification` says what is looked at
+    beyond the target; what pg_amcheck finds is in the report, and
     for the caller to make something of. `report` gets the steps `extract`, `replay`, `amcheck`,
     `check pages` and `sync`; `log` gets a line at each turn.
 

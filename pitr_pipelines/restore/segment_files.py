@@ -101,20 +101,23 @@ class SegmentFiles:
             return self._beginning(elsewhere)
 
     def histories(self) -> Iterator[tuple[str, bytes]]:
-        """Yield the history files of the branch, by name. Timeline 1 has none.
+        """Yield a history file, by name, for every timeline there is. Timeline 1 has none.
 
-        Recovery cannot do without the target timeline's own; if the archive has lost it, it is
-        written from what the plan knows, which is all that recovery takes from it.
+        Recovery cannot do without the target timeline's own. The others it asks for when it is over, to
+        find a number that nobody has used: a restored server that took a used one could never archive
+        beside it. A file that the archive has lost, or that is damaged there, is written from what the
+        plan knows, which is all that recovery takes from it.
+        Source: findNewestTimeLine in PostgreSQL's src/backend/access/transam/timeline.c.
         """
-        branch = self.plan.branch
-        for timeline in (*(ancestor.timeline for ancestor in branch.ancestors), branch.timeline):
-            name = history_file_name(timeline)
+        for history in self.plan.all_histories():
+            name = history_file_name(history.timeline)
+            path = self.layout.wal(self.plan.database) / name
             try:
-                content = (self.layout.wal(self.plan.database) / name).read_bytes()
-            except FileNotFoundError:
-                if timeline != branch.timeline or timeline == 1:
-                    continue
-                content = _history(branch).encode()
+                content = path.read_bytes()
+                if archive.parse_history(name, content, str(path)) != history:
+                    content = _history(history).encode()
+            except (OSError, ArtifactDamaged):
+                content = _history(history).encode()
             yield name, content
 
     def write(self, path: Path, content: bytes | memoryview) -> None:

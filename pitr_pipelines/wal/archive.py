@@ -136,13 +136,24 @@ def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
 
 def read_history(path: Path) -> TimelineHistory:
     """Read a timeline history file. Raises ArtifactDamaged if it is not one."""
+    return parse_history(path.name, path.read_bytes(), str(path))
+
+
+def parse_history(name: str, content: bytes | memoryview, where: str) -> TimelineHistory:
+    """Read the history file `name`, which lies at `where`. Raises ArtifactDamaged if it is not one.
+
+    PostgreSQL writes at least one line, and ends each: a file without is one that was cut off.
+    """
+    # What it gives as the reason may hold a restore point's name, in whatever encoding.
+    text = bytes(content).decode("utf-8", errors="replace")
     try:
-        # What it gives as the reason may hold a restore point's name, in whatever encoding.
-        return TimelineHistory.parse(int(path.name[:8], 16), path.read_text("utf-8", errors="replace"))
+        if not text.endswith("\n"):
+            raise ValueError("it is cut off" if text else "it is empty")
+        return TimelineHistory.parse(int(name[:8], 16), text)
     except ValueError as error:
         raise ArtifactDamaged(
-            f"{path} is not a timeline history file: {error}",
-            remedy="Copy it again from pg_wal of a server that is on this timeline.",
+            f"{where} is not a timeline history file: {error}",
+            remedy="Copy it again from pg_wal of a server that is on this timeline, or from a bundle.",
         ) from None
 
 

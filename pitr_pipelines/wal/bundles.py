@@ -27,7 +27,7 @@ from pitr_pipelines.catalog.records import (
     read_record,
     write_record,
 )
-from pitr_pipelines.errors import ArtifactDamaged, BadRequest, PitrError
+from pitr_pipelines.errors import ArtifactDamaged, BadRequest, ForeignWal, PitrError
 from pitr_pipelines.progress import Report, silent
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal import archive, bundle_file
@@ -161,7 +161,8 @@ class _Hour:
         elif self.layout.seal_record(self.database, self.hour).exists():
             sealed = read_record(self.layout.seal_record(self.database, self.hour), SealRecord)
 
-        closed = not running and self._is_closed(hours, sealed)
+        # Where another server's WAL is in the way, later WAL does not prove that this hour is complete.
+        closed = not running and not isinstance(problem, ForeignWal) and self._is_closed(hours, sealed)
         record, changed, pruned = self._make(existing, files, hours, closed=closed, seal=sealed)
         if closed or (running and sealed):
             problem = None
@@ -231,7 +232,9 @@ class _Hour:
         seal: SealRecord | None,
     ) -> tuple[BundleRecord, bool, int]:
         """Write bundle and record, unless they would hold what the existing ones hold."""
-        chosen = self._choose(existing, files, hours)
+        # The server was asked for its history file when it was sealed: so the archive has the right one.
+        vouched = seal is not None and (existing is None or existing.state is BundleState.OPEN)
+        chosen = self._choose(existing, files, hours, trust_histories=vouched)
         state = BundleState.CLOSED if closed else BundleState.OPEN
         if existing is not None and not closed:
             # A restore point made early stays one until the hour is closed; then its own seal counts.
@@ -251,11 +254,18 @@ class _Hour:
         existing: BundleRecord | None,
         files: Sequence[ArchivedFile],
         hours: dict[SegmentName, Hour],
+        *,
+        trust_histories: bool,
     ) -> list[bundle_file.Source]:
-        """Return the hour's files in order of name: raw ones, and what only the old bundle has."""
+        """Return the hour's files in order of name: raw ones, and what only the old bundle has.
+
+        History files never change, so those of the old bundle stay, unless those of the archive are known
+        to be the server's.
+        """
         identifier = archive.owner(self.layout.wal(self.database), files)
         raw = {file.name: file for file in files}
         chosen: dict[str, bundle_file.Source] = {}
+        held: dict[str, bundle_file.Source] = {}
         for file in files:
             if file.kind is WalFileKind.SEGMENT:
                 wanted = hours[file.segment] == self.hour
@@ -268,6 +278,8 @@ class _Hour:
             for member in existing.members:
                 if member.name in chosen:
                     continue
+                if member.kind is WalFileKind.HISTORY and not trust_histories:
+                    held[member.name] = bundle_file.MemberOf(bundle, member)
                 if existing.state is BundleState.OPEN and member.kind is WalFileKind.SEGMENT:
                     # A later seal may have given a segment that was bundled early to the hour before.
                     if hours[SegmentName.parse(member.name)] != self.hour:
@@ -277,8 +289,8 @@ class _Hour:
                 chosen[member.name] = bundle_file.MemberOf(bundle, member)
         for timeline in {int(name[:8], 16) for name in chosen}:
             history = raw.get(history_file_name(timeline))
-            if history is not None:
-                chosen[history.name] = _RawFile(history, None)
+            if history is not None and history.name not in chosen:
+                chosen[history.name] = held.get(history.name, _RawFile(history, None))
         return [chosen[name] for name in sorted(chosen)]
 
     def _write(

@@ -7,12 +7,15 @@ archive, so that every later bundling agrees which segment sealed which hour.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import datetime
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import SealRecord, read_record, write_record
+from pitr_pipelines.errors import ServerNotReady, ServerUnavailable
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.sealed_segment import check_sealed_segment, keep_history
 
 
 def seal_hour(settings: Settings, layout: Layout, database: str, hour: Hour, now: datetime) -> SealRecord:
@@ -20,7 +23,7 @@ def seal_hour(settings: Settings, layout: Layout, database: str, hour: Hour, now
 
     For the running hour this makes a restore point now, which is not an hour's seal and not written
     down as one. The caller holds the database's bundle lock. Raises ServerUnavailable,
-    ServerNotReady or ArchiveStalled.
+    ServerNotReady or ArchiveStalled, and ForeignWal if what arrived is not what the server wrote.
     """
     ended = hour.end <= now
     path = layout.seal_record(database, hour)
@@ -51,12 +54,21 @@ def _seal(
     # psycopg takes a quarter of a second to import: only those who talk to a server pay for it.
     from pitr_pipelines.postgres.connection import connect
     from pitr_pipelines.postgres.seal import seal, wait_until_archived
+    from pitr_pipelines.postgres.timeline_history import read_server_history
 
     with connect(database, settings.database(database)) as connection:
         made = seal(connection, name, not_before=not_before)
         wait_until_archived(
             connection, layout.wal(database), made.segment, timeout_s=settings.bundle.archive_wait_s
         )
+        if made.segment.timeline > 1:
+            # The seal is good without it, if a base backup of this timeline is there: so nothing is lost
+            # if the server does not tell, and whoever misses it says so.
+            with suppress(ServerNotReady, ServerUnavailable):
+                configured = settings.database(database)
+                history = read_server_history(database, configured, connection, made.segment.timeline)
+                keep_history(layout.wal(database), history.name, history.content, history.written_at)
+    check_sealed_segment(layout.wal(database), made.segment, made.lsn, made.restore_point, database=database)
     return SealRecord(
         database=database,
         hour=hour,

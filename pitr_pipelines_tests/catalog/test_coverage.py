@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -222,11 +221,7 @@ def test_beyond_a_switch_the_old_timelines_later_wal_does_not_count() -> None:
     assert windows(bases, coverage, branch)[0] == [Window(at(3), at(4, 7) - CLOCK_MARGIN, 2)]
 
 
-@pytest.mark.parametrize("stray_is_newer_in_number", [True, False])
-def test_the_timeline_in_use_is_the_one_that_was_written_last(stray_is_newer_in_number: bool) -> None:
-    runs = runs_of(
-        {segment(n): at(9, n) for n in range(1, 5)}
-        | {segment(3, 2): at(9, 3 if stray_is_newer_in_number else 30)}
-    )
-    assert Coverage.of(runs, SEGMENT_SIZE).newest_timeline() == (1 if stray_is_newer_in_number else 2)
-    assert Coverage.of([], SEGMENT_SIZE).newest_timeline() is None
+def test_each_timeline_was_last_written_when_its_newest_file_was() -> None:
+    runs = runs_of({segment(n): at(9, 50 - n) for n in (1, 2, 4)} | {segment(3, 2): at(9, 30)})
+    assert Coverage.of(runs, SEGMENT_SIZE).last_written() == {1: at(9, 48), 2: at(9, 30)}
+    assert Coverage.of([], SEGMENT_SIZE).last_written() == {}

@@ -106,6 +106,8 @@ def test_what_cannot_be_restored_is_refused_before_anything_is_touched(
     assert refusal.startswith("there is no base backup of order-db")
     assert "pitr backup order-db" in refusal
     assert not settings.restore_root.exists()
+    refusal = _refusal(_launch(settings, instance, {"timeline": 7}, partition_key="2026-03-10-13"))
+    assert refusal.startswith("there is no timeline 7 of order-db")
 
 
 def test_only_configured_databases_can_be_chosen(settings: Settings, instance: dg.DagsterInstance) -> None:
@@ -131,6 +133,7 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
                     "target_immediate": False,
                     "base": None,
                     "exclusive": False,
+                    "timeline": None,
                 }
             },
             "run_restore": {

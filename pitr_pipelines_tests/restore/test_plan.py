@@ -444,7 +444,7 @@ def test_what_is_offered_is_on_the_timeline_that_was_asked_for(world: World) -> 
 
 
 def test_a_timeline_that_never_was_is_refused(world: World) -> None:
-    with pytest.raises(NotRestorable, match="no base backup of order-db on timeline 7"):
+    with pytest.raises(NotRestorable, match="there is no timeline 7 of order-db"):
         world.plan(LatestTarget(), timeline=7)
 
 
