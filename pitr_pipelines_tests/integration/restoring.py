@@ -28,9 +28,14 @@ def restored(
     database: str = "order-db",
     seal: bool = True,
     to: Path | None = None,
+    timeline: int | None = None,
+    at: datetime | None = None,
 ) -> Iterator[tuple[Plan, RestoreReport, psycopg.Connection]]:
-    """Restore to a target and connect to the result as superuser; it is stopped afterwards."""
-    plan = plan_restore(settings, database, target, seal=seal)
+    """Restore to a target and connect to the result as superuser; it is stopped afterwards.
+
+    `at` is the time at which that is said to happen.
+    """
+    plan = plan_restore(settings, database, target, timeline=timeline, seal=seal, now=at)
     destination = choose_destination(settings, plan, to=to, port=None, keep_running=True)
     report = restore(settings, plan, destination)
     cluster = Cluster(
