@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import psycopg
 
+from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
+from pitr_pipelines.catalog.records import BaseRecord, read_record, write_record
 from pitr_pipelines.postgres.account import server_account
 from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
@@ -58,3 +60,15 @@ def restored_ids(settings: Settings, target: Target, *, seal: bool = True) -> se
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def age_bases(layout: Layout, database: str) -> None:
+    """Give every base to the day before its own, so that another one can be taken today."""
+    bases = layout.bases(database)
+    if not bases.exists():
+        return
+    for directory in sorted(path for path in bases.iterdir() if path.name[0] != "."):
+        record = read_record(directory / BASE_RECORD, BaseRecord)
+        older = record.model_copy(update={"day": record.day - timedelta(days=1)})
+        write_record(directory / BASE_RECORD, older)
+        directory.rename(layout.base(database, older.day))

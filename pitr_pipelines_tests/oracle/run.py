@@ -29,9 +29,9 @@ from pitr_pipelines_tests.oracle.compare import (
 from pitr_pipelines_tests.oracle.story import Story
 from pitr_pipelines_tests.oracle.targets import Aim, draw
 from pitr_pipelines_tests.oracle.truth import Span, Truth
-from pitr_pipelines_tests.oracle.twin import Branch
+from pitr_pipelines_tests.oracle.twin import Branch, wait_until_archived
 from pitr_pipelines_tests.oracle.world import OPTIONS, World
-from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer, wait_for
+from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer
 
 DATABASE = "order-db"
 _SEGMENT_SIZES_MB = (1, 1, 4, 16)
@@ -211,5 +211,4 @@ def _end_with_raw_segments(story: Story) -> None:
         time.sleep(0.05)
         story.server.execute("INSERT INTO log (writer, thing, value) VALUES (-1, %s, NULL)", -n)
         story.server.execute("SELECT pg_switch_wal()")
-    ready = "SELECT FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
-    wait_for(lambda: not story.server.execute(ready), what="the archiver")
+    wait_until_archived(story.server)

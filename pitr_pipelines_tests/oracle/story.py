@@ -15,14 +15,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
 from pitr_pipelines.catalog.inventory import read_inventory
-from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
-from pitr_pipelines.catalog.records import BaseRecord, BundleState, read_record, write_record
+from pitr_pipelines.catalog.records import BundleState
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines_tests.integration.restoring import age_bases
 from pitr_pipelines_tests.oracle.twin import Branch, copy, go_on, speak_last
 from pitr_pipelines_tests.oracle.world import World
 from pitr_pipelines_tests.servers import TestServer, wait_for
@@ -72,7 +73,7 @@ class Story:
         self.base()
         if self.twins:
             # It is not today's, so it is never replaced: the branches that are left have it.
-            self._age_bases()
+            age_bases(self._layout, self.server.name)
         self._mark(_MARK)
         order = list(happenings)
         self.pick.shuffle(order)
@@ -104,7 +105,7 @@ class Story:
 
     def base(self) -> None:
         with self._event("a base backup"):
-            self._age_bases()
+            age_bases(self._layout, self.server.name)
             take_base_backup(self.settings, self.server.name)
 
     def replaced_base(self) -> None:
@@ -202,17 +203,6 @@ class Story:
             "SELECT setting::int / 1024 FROM pg_settings WHERE name = 'wal_segment_size'"
         )
         return int(size)
-
-    def _age_bases(self) -> None:
-        """Give every base to the day before its own."""
-        bases = self._layout.bases(self.server.name)
-        if not bases.exists():
-            return
-        for directory in sorted(path for path in bases.iterdir() if path.name[0] != "."):
-            record = read_record(directory / BASE_RECORD, BaseRecord)
-            older = record.model_copy(update={"day": record.day - timedelta(days=1)})
-            write_record(directory / BASE_RECORD, older)
-            directory.rename(self._layout.base(self.server.name, older.day))
 
     @contextmanager
     def _event(self, what: str, lsn: Lsn | None = None) -> Iterator[None]:

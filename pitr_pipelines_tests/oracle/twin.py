@@ -18,7 +18,7 @@ from pitr_pipelines_tests.servers import TestServer, remove_directory, wait_for
 
 _WRITER = -2
 _TRANSACTIONS = 8
-_READY = "SELECT FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+_READY = "SELECT name FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
 _INSERT = "INSERT INTO log (writer, thing, value) VALUES (%s, %s, NULL)"
 
 
@@ -61,7 +61,7 @@ def go_on(twin: TestServer, since: Lsn) -> Branch:
         # Recovery to a place in the last segment needs something behind it.
         twin.execute("SELECT pg_logical_emit_message(true, 'oracle', 'the end')")
         twin.execute("SELECT pg_switch_wal()")
-        wait_for(lambda: not twin.execute(_READY), what="the twin's archiver")
+        wait_until_archived(twin)
         truth = Truth.of(twin, since)
         times = [at for change, at in truth.commits.items() if change.writer == _WRITER]
         span = Span(min(times), max(times), Lsn.parse(left_at), until)
@@ -75,4 +75,9 @@ def speak_last(server: TestServer) -> None:
     """Let the server itself be the one that archived last."""
     server.execute("SELECT pg_logical_emit_message(true, 'oracle', 'here I am')")
     server.execute("SELECT pg_switch_wal()")
+    wait_until_archived(server)
+
+
+def wait_until_archived(server: TestServer) -> None:
+    """Return when the archive has every segment that the server has ended."""
     wait_for(lambda: not server.execute(_READY), what="the archiver")
