@@ -114,7 +114,8 @@ class Stage:
 
         Recovery reads such a segment from the successor, which begins with a copy of it. But a server
         that stops before the switch, with a transaction prepared in that segment, looks for it in pg_wal
-        under the old name only, and ends if it is not there.
+        under the old name only, and ends if it is not there. What the base itself carries of that segment
+        may be no more than its begin: pg_basebackup receives a little beyond where the backup ends.
         Source: XlogReadTwoPhaseData in PostgreSQL's src/backend/access/transam/twophase.c.
         """
         size = self.plan.base.wal_segment_size
@@ -126,7 +127,8 @@ class Stage:
                 continue
             copy = pg_wal / str(SegmentName.numbered(number, ancestor.timeline, size))
             source = self.directory / str(successor)
-            if source.exists() and not copy.exists():
+            if source.exists():
+                copy.unlink(missing_ok=True)
                 with source.open("rb") as file:
                     self._write(copy, file.read(used).ljust(size, b"\0"))
                 # It is the server's from here on, to recycle like any other.

@@ -5,22 +5,24 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.postgres.account import Account
 from pitr_pipelines.restore.destination import Destination, claim
-from pitr_pipelines.restore.fetch import EXPECTED, fetch
+from pitr_pipelines.restore.fetch import EXPECTED, Stage, fetch
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.restore import restore
 from pitr_pipelines.restore.target import LatestTarget
-from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle
+from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
-from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines.wal.timelines import Ancestor, TimelineHistory
-from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
+from pitr_pipelines_tests.restore.scenes import MOMENT, Scene, make_scene, plan_by_hand, snapshot
 from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker
 
 
@@ -173,3 +175,26 @@ def test_the_history_of_a_branch_is_staged_even_if_the_archive_lost_it(
     assert (destination.staging / "00000002.history").read_text() == "1\t0/5000000\tpromoted\n"
     rewritten = (destination.staging / "00000003.history").read_text()
     assert TimelineHistory.parse(3, rewritten) == branch
+
+
+def test_the_begin_of_a_segment_that_a_base_carries_gives_way_to_what_its_timeline_wrote(
+    reachable_tmp: Path, account: Account
+) -> None:
+    """Else a transaction that was prepared further on in it would end the restore."""
+    left_at = Lsn(4 * 16 * 1024**2 + 3 * 8192)
+    successor = SegmentName.parse("000000020000000000000004")
+    by_hand = plan_by_hand()
+    plan = replace(
+        by_hand,
+        branch=TimelineHistory(2, (Ancestor(1, left_at),)),
+        segments=(*by_hand.segments, WalSegment(successor, MOMENT, InBase(by_hand.base.day))),
+    )
+    (reachable_tmp / str(successor)).write_bytes(b"WAL " * 8192)
+    pg_wal = reachable_tmp / "pg_wal"
+    pg_wal.mkdir()
+    carried = pg_wal / str(successor.on(1))
+    carried.write_bytes(b"WAL ".ljust(16 * 1024**2, b"\0"))
+    Stage(Layout(reachable_tmp), plan, reachable_tmp, account).keep_what_was_left(pg_wal)
+    assert carried.read_bytes() == (b"WAL " * 3 * 2048).ljust(16 * 1024**2, b"\0")
+    assert carried.stat().st_uid == account.uid
+    assert carried.stat().st_mode & 0o777 == 0o600
