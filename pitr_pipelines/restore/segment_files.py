@@ -24,7 +24,7 @@ from pitr_pipelines.postgres.base_contents import damaged
 from pitr_pipelines.postgres.tar_stream import TarStream
 from pitr_pipelines.restore.diversion import BEGINNING_BYTES
 from pitr_pipelines.restore.plan import Plan
-from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, Place, WalIndex, WalSegment
+from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalIndex, WalSegment
 from pitr_pipelines.wal import archive, bundle_file
 from pitr_pipelines.wal.lsn import SegmentName
 from pitr_pipelines.wal.timelines import TimelineHistory, history_file_name
@@ -83,12 +83,12 @@ class SegmentFiles:
     def content(self, segment: WalSegment) -> bytes | memoryview:
         """Return what a segment holds. Raises as `make` does."""
         try:
-            return self._content(segment.place)
+            return self._content(segment)
         except (FileNotFoundError, ArtifactDamaged):
             elsewhere = self._elsewhere(segment)
             if elsewhere is None:
                 raise
-            return self._content(elsewhere.place)
+            return self._content(elsewhere)
 
     def beginning(self, segment: WalSegment) -> bytes:
         """Return the first BEGINNING_BYTES of a segment, unchecked. Raises as `make` does."""
@@ -135,7 +135,7 @@ class SegmentFiles:
 
     def _make(self, segment: WalSegment, path: Path) -> None:
         if not isinstance(segment.place, InArchive):
-            self.write(path, self._content(segment.place))
+            self.write(path, self._content(segment))
             return
         raw = segment.place.file
         self._check_raw(raw.path)
@@ -144,8 +144,8 @@ class SegmentFiles:
             _copy(source, file)
         temporary.rename(path)
 
-    def _content(self, place: Place) -> bytes | memoryview:
-        match place:
+    def _content(self, segment: WalSegment) -> bytes | memoryview:
+        match segment.place:
             case InBundle(hour, member):
                 path = self.layout.bundle(self.plan.database, hour)
                 content = bundle_file.read_member(path, member)
@@ -155,7 +155,7 @@ class SegmentFiles:
                 self._check_raw(file.path)
                 return file.path.read_bytes()
             case InBase(day):
-                raise AssertionError(f"the base {day} is read as a whole")
+                return self._from_base(day, str(segment.name))
 
     def _beginning(self, segment: WalSegment) -> bytes:
         match segment.place:
@@ -168,12 +168,18 @@ class SegmentFiles:
                 with file.path.open("rb") as opened:
                     return opened.read(BEGINNING_BYTES)
             case InBase(day):
-                packed = next(self.layout.base(self.plan.database, day).glob("pg_wal.tar*"))
-                with TarStream(packed) as stream:
-                    for held in stream:
-                        if held.name == str(segment.name):
-                            return bytes(stream.read()[:BEGINNING_BYTES])
-                raise damaged(packed, f"it does not hold {segment.name}")
+                return self._from_base(day, str(segment.name))[:BEGINNING_BYTES]
+
+    def _from_base(self, day: date, name: str) -> bytes:
+        packed = next(self.layout.base(self.plan.database, day).glob("pg_wal.tar*"))
+        try:
+            with TarStream(packed) as stream:
+                for held in stream:
+                    if held.name == name:
+                        return bytes(stream.read())
+        except ValueError as error:
+            raise damaged(packed, str(error)) from None
+        raise damaged(packed, f"it does not hold {name}")
 
     def _elsewhere(self, segment: WalSegment) -> WalSegment | None:
         """Return where a segment is by now, if bundling has moved it since the plan was made."""
@@ -228,7 +234,7 @@ def keep_what_was_left(files: SegmentFiles, pg_wal: Path) -> None:
         if not used or successor is None or successor.name.timeline <= ancestor.timeline:
             continue
         copy = pg_wal / str(SegmentName.numbered(number, ancestor.timeline, size))
-        if not isinstance(successor.place, InBase):
+        if successor.place != InBase(plan.base.day):
             # The base may have brought the begin of it: pg_basebackup streams a little further than it must.
             copy.unlink(missing_ok=True)
             files.write(copy, bytes(files.content(successor)[:used]).ljust(size, b"\0"))

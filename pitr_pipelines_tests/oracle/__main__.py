@@ -33,8 +33,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--major", type=int, action="append", choices=MAJORS, help="may be repeated; all")
     parser.add_argument("--events", type=int, default=20, help="events of a story (20)")
-    parser.add_argument("--targets", type=int, default=40, help="targets of a round (40)")
+    parser.add_argument("--targets", type=int, default=48, help="targets of a round (48)")
     parser.add_argument("--segment-size-mb", type=int, help="of WAL segments; by default drawn from the seed")
+    parser.add_argument("--no-twins", action="store_true", help="leave abandoned timelines out")
     asked = parser.parse_args()
     for name in [name for name in os.environ if name.startswith("PG") or name == "PITR_CONFIG"]:
         del os.environ[name]
@@ -51,6 +52,7 @@ def main() -> int:
                 asked.events,
                 asked.targets,
                 asked.segment_size_mb,
+                twins=not asked.no_twins,
             )
             directory = make_reachable_directory()
             factory = ServerFactory(directory, templates)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from pitr_pipelines.catalog.inventory import read_inventory
@@ -16,11 +17,12 @@ from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.restore.prepare import plan_restore
 from pitr_pipelines.restore.report import RestoreReport
-from pitr_pipelines.restore.target import LatestTarget, Target, TimeTarget
+from pitr_pipelines.restore.target import HourTarget, LatestTarget, Target, TimeTarget
 from pitr_pipelines.settings import Settings
+from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import WalFileKind
 from pitr_pipelines_tests.integration.restoring import restored
-from pitr_pipelines_tests.oracle.world import State
+from pitr_pipelines_tests.oracle.truth import State
 from pitr_pipelines_tests.servers import remove_directory
 
 _SHOWN = 5
@@ -30,11 +32,21 @@ class OracleFailure(AssertionError):
     """A restore brought back something else than what was committed, or was refused without reason."""
 
 
-def check_restore(settings: Settings, database: str, target: Target, expected: State, *, seal: bool) -> None:
+def check_restore(
+    settings: Settings,
+    database: str,
+    target: Target,
+    expected: State,
+    *,
+    seal: bool,
+    timeline: int | None = None,
+    at: datetime | None = None,
+) -> None:
     """Restore to `target` and compare. Raises OracleFailure with the first differences."""
     report: RestoreReport | None = None
     try:
-        with restored(settings, target, database=database, seal=seal) as (plan, report, connection):
+        asked = restored(settings, target, database=database, seal=seal, timeline=timeline, at=at)
+        with asked as (plan, report, connection):
             found = State.of(connection)
             # The primary key's index must lead to the same rows as the table.
             connection.execute("SET enable_seqscan = off")
@@ -109,6 +121,20 @@ def check_hole(settings: Settings, database: str, last: datetime, expected: Stat
     finally:
         aside.rename(hole.path)
     check_restore(settings, database, TimeTarget(last), expected, seal=False)
+
+
+def check_ended_hour(settings: Settings, database: str, expected: State) -> None:
+    """Pretend that the running hour is over and its last segment was closed after it; restore its end.
+
+    The last thing that can be asked of these backups, for the clock does not go back.
+    """
+    raw = read_inventory(Layout(settings.backup_root), database).raw
+    newest = [file for file in raw if file.kind is WalFileKind.SEGMENT][-1]
+    hour = Hour.containing(newest.closed_at)
+    later = (hour.end + timedelta(minutes=1)).timestamp()
+    os.utime(newest.path, (later, later))
+    at = hour.end + timedelta(minutes=2)
+    check_restore(settings, database, HourTarget(hour), expected, seal=False, at=at)
 
 
 def _check_offer(settings: Settings, database: str, moment: datetime, who: str) -> None:

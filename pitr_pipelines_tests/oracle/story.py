@@ -14,15 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 
-from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
+from pitr_pipelines.catalog.inventory import read_inventory
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
-from pitr_pipelines.catalog.records import BaseRecord, BundleState, read_record, write_record
+from pitr_pipelines.catalog.records import BundleState
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
+from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines_tests.integration.restoring import age_bases
+from pitr_pipelines_tests.oracle.twin import Branch, copy, go_on, speak_last
 from pitr_pipelines_tests.oracle.world import World
 from pitr_pipelines_tests.servers import TestServer, wait_for
+
+_MARK = "oracle's mark"
+"""A restore point that is named again and again; recovery to it goes to the newest."""
 
 _HOURS_BACK = 400
 """How long ago the first hour is that a story seals; each takes the next."""
@@ -35,6 +42,8 @@ class Event:
     what: str
     begun: datetime
     ended: datetime
+    lsn: Lsn | None = None
+    """Where the WAL ended in an idle stretch."""
 
     def __str__(self) -> str:
         return f"{self.begun:%H:%M:%S.%f} to {self.ended:%H:%M:%S.%f}  {self.what}"
@@ -48,7 +57,10 @@ class Story:
     settings: Settings
     world: World
     pick: random.Random
+    twins: bool = True
+    """Whether copies of the server go on, for a while, where a timeline is left."""
     events: list[Event] = field(default_factory=list)
+    branches: list[Branch] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         first = datetime.now(UTC) - timedelta(hours=_HOURS_BACK)
@@ -59,6 +71,10 @@ class Story:
         """Let `events` things happen: all there are in random order, and then any of them again."""
         happenings = self._happenings()
         self.base()
+        if self.twins:
+            # It is not today's, so it is never replaced: the branches that are left have it.
+            age_bases(self._layout, self.server.name)
+        self._mark(_MARK)
         order = list(happenings)
         self.pick.shuffle(order)
         order = order[:events]
@@ -84,11 +100,12 @@ class Story:
             self.manifest: 2,
             self.checkpoint: 1,
             self.large_transaction: 2,
+            self.mark: 2,
         }
 
     def base(self) -> None:
         with self._event("a base backup"):
-            self._age_bases()
+            age_bases(self._layout, self.server.name)
             take_base_backup(self.settings, self.server.name)
 
     def replaced_base(self) -> None:
@@ -125,7 +142,8 @@ class Story:
 
     def idle(self) -> None:
         self.world.rest()
-        with self._event("idle"):
+        ((lsn,),) = self.server.execute("SELECT pg_current_wal_insert_lsn()::text")
+        with self._event("idle", Lsn.parse(lsn)):
             time.sleep(self.pick.uniform(0.3, 2.5))
         self.world.go_on()
 
@@ -140,13 +158,33 @@ class Story:
 
     def promotion(self) -> None:
         crashed = self.pick.random() < 0.5
+        with_twin = self.twins and (not self.branches or self.pick.random() < 0.3)
+        twin: TestServer | None = None
         with self._event(f"a promotion after a {'crash' if crashed else 'shutdown'}"):
             # After a crash the timeline is left amid a segment.
             self.server.cluster.stop("immediate" if crashed else "fast")
+            if with_twin:
+                twin = copy(self.server)
             (self.server.cluster.data_directory / "standby.signal").touch()
             self.server.start()
             self.server.execute("SELECT pg_promote()")
             wait_for(lambda: not self.server.execute("SELECT pg_is_in_recovery()")[0][0], what="promotion")
+        if twin is not None:
+            with self._event("a twin goes on, on the timeline that was left"):
+                self.branches.append(go_on(twin, self.known_since()))
+                speak_last(self.server)
+
+    def known_since(self) -> Lsn:
+        """Return where the first base backup ended that can still be restored."""
+        return read_inventory(self._layout, self.server.name).bases[0].end_lsn
+
+    def mark(self) -> None:
+        with self._event("restore points are named"):
+            self._mark(_MARK)
+            self._mark(f"{_MARK} {len(self.events)}")
+
+    def _mark(self, name: str) -> None:
+        self.server.execute("SELECT pg_create_restore_point(%s)", name)
 
     def manifest(self) -> None:
         with self._event("the manifest is refreshed"):
@@ -166,23 +204,12 @@ class Story:
         )
         return int(size)
 
-    def _age_bases(self) -> None:
-        """Give every base to the day before its own."""
-        bases = self._layout.bases(self.server.name)
-        if not bases.exists():
-            return
-        for directory in sorted(path for path in bases.iterdir() if path.name[0] != "."):
-            record = read_record(directory / BASE_RECORD, BaseRecord)
-            older = record.model_copy(update={"day": record.day - timedelta(days=1)})
-            write_record(directory / BASE_RECORD, older)
-            directory.rename(self._layout.base(self.server.name, older.day))
-
     @contextmanager
-    def _event(self, what: str) -> Iterator[None]:
+    def _event(self, what: str, lsn: Lsn | None = None) -> Iterator[None]:
         begun = datetime.now(UTC)
         try:
             yield
         except BaseException:
             self.events.append(Event(f"{what}: FAILED", begun, datetime.now(UTC)))
             raise
-        self.events.append(Event(what, begun, datetime.now(UTC)))
+        self.events.append(Event(what, begun, datetime.now(UTC), lsn))

@@ -1,9 +1,7 @@
-"""The workload, and what it committed: the side of the oracle that knows the truth.
+"""The workload: what is committed while a story is told, and what a server needs for it to be known.
 
-Several writers change rows and append what they changed to a log, in the same transaction. What the
-log's rows were committed at is PostgreSQL's own word (pg_xact_commit_timestamp), so the state at any
-moment is known without asking whatever is under test: the log's rows committed by then, and the
-things that they leave when they are applied in order.
+Several writers change rows and append what they changed to a log, in the same transaction. Each row
+of the log bears the number of its transaction, also where a subtransaction wrote it.
 """
 
 from __future__ import annotations
@@ -11,25 +9,22 @@ from __future__ import annotations
 import random
 import threading
 import time
-from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
 from typing import Any, LiteralString
 
 import psycopg
 
+from pitr_pipelines_tests.oracle.wal_truth import EXTENSION
 from pitr_pipelines_tests.servers import TestServer
 
 OPTIONS = {"track_commit_timestamp": "on", "max_prepared_transactions": "50", "wal_keep_size": "4GB"}
 """What a server needs for its commits to be known; it keeps its WAL only for us to look at."""
 
-CLEAR = timedelta(milliseconds=10)
-"""A commit takes its time shortly before its place in the WAL: targets keep this far from later commits."""
-
 _TABLES: tuple[LiteralString, ...] = (
-    "CREATE TABLE log (n bigserial PRIMARY KEY, writer int NOT NULL, thing bigint NOT NULL, value text)",
+    EXTENSION,
+    "CREATE TABLE log (n bigserial PRIMARY KEY, writer int NOT NULL, thing bigint NOT NULL, value text, "
+    "xid xid8 NOT NULL DEFAULT pg_current_xact_id())",
     "CREATE TABLE things (thing bigint PRIMARY KEY, value text NOT NULL)",
     "CREATE TABLE ballast (filling text)",
 )
@@ -47,74 +42,6 @@ INSERT INTO log (writer, thing, value) SELECT %(writer)s, thing, NULL FROM chang
 """
 # Lines below two kilobytes are not compressed: each fills that much WAL.
 _FILL: LiteralString = "INSERT INTO ballast SELECT repeat('-', 1000) FROM generate_series(1, %(kilobytes)s)"
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Change:
-    """One row of the log: what a writer did to a thing. `value` is None where it was deleted."""
-
-    n: int
-    writer: int
-    thing: int
-    value: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What a cluster holds: the log, and the things."""
-
-    log: frozenset[Change]
-    things: frozenset[tuple[int, str]]
-
-    @classmethod
-    def after(cls, changes: Iterable[Change]) -> State:
-        """Return the state that some changes leave. A thing's lock lets them be logged in their order."""
-        log = sorted(changes)
-        last = {change.thing: change.value for change in log}
-        return cls(frozenset(log), frozenset((t, value) for t, value in last.items() if value is not None))
-
-    @classmethod
-    def of(cls, connection: psycopg.Connection[Any]) -> State:
-        """Read the state of a running cluster."""
-        log = connection.execute("SELECT n, writer, thing, value FROM log").fetchall()
-        things = connection.execute("SELECT thing, value FROM things").fetchall()
-        return cls(frozenset(Change(*row) for row in log), frozenset((row[0], row[1]) for row in things))
-
-
-@dataclass(frozen=True)
-class Truth:
-    """Everything that was committed, and when. `times` holds the commits' times in order."""
-
-    commits: dict[Change, datetime]
-    times: list[datetime] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "times", sorted(set(self.commits.values())))
-
-    @classmethod
-    def of(cls, server: TestServer) -> Truth:
-        """Ask the server under backup."""
-        rows = server.execute("SELECT pg_xact_commit_timestamp(xmin), n, writer, thing, value FROM log")
-        return cls({Change(*row[1:]): row[0] for row in rows})
-
-    def at(self, moment: datetime) -> State:
-        """Return the state in which everything committed by `moment` is in, and nothing else."""
-        return State.after(change for change, at in self.commits.items() if at <= moment)
-
-    def all(self) -> State:
-        return State.after(self.commits)
-
-    def is_clear(self, moment: datetime) -> bool:
-        """Tell whether no commit near `moment` may have its time on one side and its place on the other."""
-        index = bisect_right(self.times, moment)
-        before, after = self.times[:index][-1:], self.times[index : index + 1]
-        just_committed = bool(before) and moment - before[0] < timedelta(microseconds=1)
-        if just_committed:
-            before = self.times[: index - 1][-1:]
-        just_before = bool(after) and after[0] - moment <= timedelta(microseconds=1)
-        if just_before:
-            after = self.times[index + 1 : index + 2]
-        return all(abs(moment - other) > CLEAR for other in (*before, *after))
 
 
 class World:

@@ -13,7 +13,7 @@ from pitr_pipelines.errors import BinariesNotFound
 from pitr_pipelines.postgres import binaries as module
 from pitr_pipelines.postgres.account import Account, run
 from pitr_pipelines.postgres.binaries import Binaries, find_all_binaries, find_binaries
-from pitr_pipelines_tests.servers import each_major
+from pitr_pipelines_tests.servers import configured_binaries, each_major
 
 
 def install(directory: Path, version: str, *, script: str | None = None) -> Path:
@@ -101,7 +101,7 @@ def test_a_program_that_is_not_installed_is_named(tmp_path: Path) -> None:
 
 @each_major
 def test_what_is_really_here_has_all_that_we_use(major: int) -> None:
-    found = find_binaries(major, {})
+    found = find_binaries(major, configured_binaries())
     for name in (
         "initdb",
         "postgres",
@@ -118,7 +118,7 @@ def test_what_is_really_here_has_all_that_we_use(major: int) -> None:
 def test_programs_below_a_closed_directory_are_copied_for_the_account_and_really_work(
     reachable_tmp: Path, account: Account, major: int
 ) -> None:
-    installed = find_binaries(major, {})
+    installed = find_binaries(major, configured_binaries())
     prefix = installed.directory.parent
     if not (prefix / "share").exists():  # Debian keeps it elsewhere; its directories are never closed
         assert installed.reachable_by(account) == installed

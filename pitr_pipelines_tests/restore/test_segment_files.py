@@ -9,19 +9,22 @@ from pathlib import Path
 
 import pytest
 
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.postgres.account import Account, make_owned_directory
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.restore import restore
-from pitr_pipelines.restore.segment_files import SegmentFiles
+from pitr_pipelines.restore.segment_files import SegmentFiles, keep_what_was_left
 from pitr_pipelines.restore.target import LatestTarget
-from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle
+from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment
+from pitr_pipelines.wal.archive import scan_archive
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
-from pitr_pipelines.wal.lsn import Lsn
+from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines.wal.timelines import Ancestor, TimelineHistory
-from pitr_pipelines_tests.restore.scenes import Scene, make_scene, snapshot
+from pitr_pipelines_tests.restore.scenes import MOMENT, Scene, make_scene, plan_by_hand, snapshot
 from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker
+from pitr_pipelines_tests.wal_files import put_file, segment_bytes
 
 
 @pytest.fixture
@@ -177,3 +180,32 @@ def test_a_file_is_written_as_it_is_whatever_zeros_are_in_it(
     files = SegmentFiles(scene.layout, scene.plan(LatestTarget()), account)
     files.write(reachable_tmp / "file", content)
     assert (reachable_tmp / "file").read_bytes() == content
+
+
+def test_the_begin_of_a_segment_that_a_base_carries_gives_way_to_what_its_timeline_wrote(
+    reachable_tmp: Path, account: Account
+) -> None:
+    """Else a transaction that was prepared further on in it would end the restore."""
+    size = 16 * 1024**2
+    left_at = Lsn(4 * size + 3 * 8192)
+    successor = SegmentName.parse("000000020000000000000004")
+    by_hand = plan_by_hand()
+    layout = Layout(reachable_tmp / "backup")
+    content = segment_bytes(
+        successor, segment_size=size, system_identifier=by_hand.base.system_identifier, written_on=1
+    )
+    put_file(layout.wal("order-db"), str(successor), content, MOMENT)
+    [raw] = scan_archive(layout.wal("order-db"))
+    plan = replace(
+        by_hand,
+        branch=TimelineHistory(2, (Ancestor(1, left_at),)),
+        segments=(*by_hand.segments, WalSegment(successor, MOMENT, InArchive(raw))),
+    )
+    pg_wal = reachable_tmp / "pg_wal"
+    pg_wal.mkdir()
+    carried = pg_wal / str(successor.on(1))
+    carried.write_bytes(content[:8192].ljust(size, b"\0"))
+    keep_what_was_left(SegmentFiles(layout, plan, account), pg_wal)
+    assert carried.read_bytes() == content[: 3 * 8192].ljust(size, b"\0")
+    assert carried.stat().st_uid == account.uid
+    assert carried.stat().st_mode & 0o777 == 0o600
