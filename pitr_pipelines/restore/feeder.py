@@ -237,7 +237,7 @@ class Feeder:
             return
         if not name.endswith("\n"):
             return  # it is being written
-        want.unlink()
+        want.unlink(missing_ok=True)
         index = self._place.get(name.strip())
         if index is None or index in self._ready:
             return

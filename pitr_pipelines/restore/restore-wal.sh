@@ -54,7 +54,11 @@ printf '%s\n' "$name" >"$directory/want" || abort "cannot ask for $name in $dire
 tries=0
 before=$(beat) || exit 200
 while :; do
-    [ ! -f "$directory/$name" ] || hand_over
+    if [ -f "$directory/$name" ]; then
+        # First, so that a request that was met is never taken for another one.
+        rm -f "$directory/want"
+        hand_over
+    fi
     [ ! -f "$directory/failed" ] || abort "$(cat "$directory/failed")"
     sleep 0.01
     tries=$((tries + 1))

@@ -97,6 +97,7 @@ def test_a_file_that_is_not_ready_is_asked_for_and_waited_for(
     (directory / f".{LATER}").rename(directory / LATER)
     assert process.wait(timeout=20) == 0
     assert (tmp_path / "out").read_bytes() == b"later"
+    assert not want.exists()
 
 
 def test_a_file_that_cannot_be_made_aborts_recovery(
