@@ -130,6 +130,7 @@ def recover_and_stop(
     if log.stopped is None or state != SHUT_DOWN_IN_RECOVERY:
         problem, remedy = log.explain()
         raise _failed(plan, log, f"{problem} (the cluster is {state})", remedy)
+    _check_directories(plan, log, feeder)
     report(Progress("replay", feeder.total, feeder.total, "segments"))
     return log
 
@@ -225,6 +226,7 @@ def isolated_options(
         # A tablespace that the WAL creates is made inside the data directory: see diversion.py. Without
         # this, PostgreSQL takes a directory among the links to tablespaces for damage.
         # Source: CheckTablespaceDirectory() in src/backend/access/transam/xlogrecovery.c.
+        # It also lets it make a directory that is missing: that is for `_check_directories` to refuse.
         "allow_in_place_tablespaces": "on",
         # A log that can be read, whatever the source's settings are.
         "lc_messages": "C",
@@ -300,6 +302,7 @@ def end_at_once(cluster: Cluster) -> None:
 
 def _judge(cluster: Cluster, plan: Plan, feeder: Feeder, log: RecoveryLog) -> Recovered:
     """Hold what recovery did against what the plan wants."""
+    _check_directories(plan, log, feeder)
     if log.timeline is None or log.redo_done_at is None:
         raise _failed(plan, log, "it did not say where it ended")
     last = plan.segments[-1]
@@ -329,6 +332,15 @@ def _judge(cluster: Cluster, plan: Plan, feeder: Feeder, log: RecoveryLog) -> Re
         segments_replayed=len(plan.segments),
         stopped=log.stopped.words if log.stopped is not None else None,
     )
+
+
+def _check_directories(plan: Plan, log: RecoveryLog, feeder: Feeder) -> None:
+    """Refuse a cluster that lacked a directory when it was consistent, as PostgreSQL does by itself.
+
+    Source: recovery_create_dbdir() in src/backend/commands/dbcommands.c.
+    """
+    if log.made_up and not feeder.diverted:
+        raise _failed(plan, log, f"the base backup lacks {', '.join(log.made_up)}")
 
 
 def missed(plan: Plan, log: RecoveryLog, end: Lsn) -> str | None:

@@ -28,6 +28,7 @@ _CONSISTENT = "consistent recovery state reached"
 _LAST_BY_THEN = re.compile(r"\[\d+\] DETAIL:  Last completed transaction was at log time (.+?)\.?$")
 """What a restartpoint says: the time of the last transaction that is in it."""
 _LAST = re.compile(r"last completed transaction was at log time (.+)")
+_MADE_UP = re.compile(r"creating missing directory: (.+)")
 _REDO_DONE = re.compile(rf"redo done at {_LSN}")
 _TIMELINE = re.compile(r"selected new timeline ID: (\d+)")
 _INVALID = re.compile(
@@ -117,6 +118,8 @@ class RecoveryLog:
     invalid: tuple[Lsn, str] | None = None
     """The first record that could not be read after the last file was given, and why."""
     consistent: bool = False
+    made_up: list[str] = field(default_factory=list)
+    """Directories that were missing, although the cluster was consistent, and were made, empty."""
     problems: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     """The last lines."""
@@ -166,6 +169,8 @@ class RecoveryLog:
         text = match["text"]
         if match["level"] in ("ERROR", "FATAL", "PANIC"):
             self.problems.append(text)
+        elif found := _MADE_UP.match(text):
+            self.made_up.append(found[1])
         elif found := _RESTORED.match(text):
             # At its end, recovery asks once more for the segment in which it ended.
             if found[1] not in self.restored:

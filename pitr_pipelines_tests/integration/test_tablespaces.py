@@ -12,9 +12,15 @@ from pathlib import Path
 import psycopg
 import pytest
 
+from pitr_pipelines.errors import RecoveryFailed
 from pitr_pipelines.postgres.account import make_owned_directory
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.server import Cluster
+from pitr_pipelines.progress import Report
+from pitr_pipelines.restore.destination import Destination
+from pitr_pipelines.restore.fetch import fetch
+from pitr_pipelines.restore.restore import restore
+from pitr_pipelines.restore.segment_files import SegmentFiles
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines.wal import tablespace_records
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
@@ -233,6 +239,33 @@ def test_somebodys_data_that_looks_like_a_creation_is_left_alone(
     with scene.restored(LatestTarget()) as (report, connection):
         assert numbers(connection) == [0, 1]
         assert not any("tablespace" in note for note in report.notes)
+
+
+def test_a_directory_that_the_base_should_have_had_is_not_made_up(
+    server_factory: ServerFactory,
+    pitr_settings: SettingsMaker,
+    reachable_tmp: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Replay may create tablespaces inside the data directory, which makes PostgreSQL lenient: we are not."""
+    scene = make_scene(server_factory, pitr_settings, options=QUIET)
+    make_tablespace(scene, reachable_tmp, "space")
+    take_base_backup(scene.settings, "order-db", replace=True)
+    scene.insert(1)
+    scene.server.execute("CREATE DATABASE housed TABLESPACE space")
+    scene.switch()
+    plan = scene.plan(LatestTarget())
+    destination = scene.destination(plan)
+
+    def lose(files: SegmentFiles, where: Destination, *, report: Report) -> None:
+        fetch(files, where, report=report)
+        for lost in where.tablespaces.glob("*/PG_*"):
+            shutil.rmtree(lost)
+
+    monkeypatch.setattr("pitr_pipelines.restore.restore.fetch", lose)
+    with pytest.raises(RecoveryFailed, match="the base backup lacks pg_tblspc/"):
+        restore(scene.settings, plan, destination)
+    assert destination.marker.exists()
 
 
 def wal_position(connection: psycopg.Connection) -> int:
