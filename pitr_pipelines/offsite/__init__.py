@@ -1,0 +1,1 @@
+"""The off-site copy: one call a day, for all databases together."""
