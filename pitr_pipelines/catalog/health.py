@@ -142,6 +142,8 @@ def check_chain(inventory: Inventory) -> ChainHealth:
         verified = verify_gap(inventory, gap)
         lost = inventory.base_after(gap) is None
         findings.append(Finding(verified.problem or "", verified.remedy or "", lost))
+    branches = [*inventory.unexplained(), *inventory.strays()]
+    findings += [Finding(what, "docs/timelines.md says what to do.", lost=False) for what in branches]
     return ChainHealth(first, last, last.number(size) - first.number(size) + 1, tuple(gaps), tuple(findings))
 
 

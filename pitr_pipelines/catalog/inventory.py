@@ -187,6 +187,20 @@ class Inventory:
             if timeline not in self.histories
         ]
 
+    def strays(self) -> list[str]:
+        """Name the timelines that somebody writes to beside the server, in a line each."""
+        standing = self.standing()
+        if standing is None or standing.seen is None:
+            return []
+        written = self.coverage().last_written()
+        seen = standing.seen
+        return [
+            f"timeline {rival} was written to until {written[rival]:%Y-%m-%d %H:%M:%S}+00:00, although the "
+            f"server was last seen on timeline {seen.timeline} ({seen.at:%Y-%m-%d %H:%M:%S}+00:00): a stray "
+            f"copy, or a failover; `pitr bundle {self.database} --now` finds out which (docs/timelines.md)"
+            for rival in standing.rivals
+        ]
+
     def _history(self, timeline: int) -> TimelineHistory:
         return self.histories.get(timeline, TimelineHistory(timeline))
 

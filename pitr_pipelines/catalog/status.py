@@ -100,7 +100,7 @@ def describe(inventory: Inventory, *, now: datetime, drills: DrillStatus | None 
         last_bundle_state=bundle.state if bundle else None,
         archive=_archive(inventory, now),
         drills=drills or DrillStatus(),
-        problems=(*inventory.problems, *inventory.unexplained(), *_strays(inventory)),
+        problems=(*inventory.problems, *inventory.unexplained(), *inventory.strays()),
     )
 
 
@@ -134,20 +134,6 @@ def _archive(inventory: Inventory, now: datetime) -> ArchiveStatus:
         files=len(inventory.raw),
         size_bytes=sum(file.size_bytes for file in inventory.raw),
     )
-
-
-def _strays(inventory: Inventory) -> list[str]:
-    standing = inventory.standing()
-    if standing is None or standing.seen is None:
-        return []
-    written = inventory.coverage().last_written()
-    seen = standing.seen
-    return [
-        f"timeline {rival} was written to until {written[rival]:%Y-%m-%d %H:%M:%S}+00:00, although the "
-        f"server was last seen on timeline {seen.timeline} ({seen.at:%Y-%m-%d %H:%M:%S}+00:00): a stray "
-        f"copy, or a failover; `pitr bundle {inventory.database} --now` finds out which (docs/timelines.md)"
-        for rival in standing.rivals
-    ]
 
 
 def _window(window: Window) -> WindowStatus:

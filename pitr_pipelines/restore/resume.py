@@ -46,6 +46,7 @@ from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.segment_files import SegmentFiles, keep_what_was_left
 from pitr_pipelines.restore.standing import HELD_STATES, STANDBY_SIGNAL, end_of_plan, local_wal, promoted
 from pitr_pipelines.restore.target import ImmediateTarget, Target, show_moment
+from pitr_pipelines.restore.wal_source import InBase
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.lsn import Lsn
 
@@ -199,14 +200,17 @@ def move_on(
 ) -> RestoreReport:
     """Carry out a plan of `plan_resume`. Raises as `promote`, and BadRequest as `restore`.
 
-    If the WAL cannot be fetched, everything is put back as it was.
+    That all the WAL is still there is looked at before anything is touched.
     """
     done, cluster, destination = standing.report, standing.cluster, standing.destination
     check_keeps_running(at_target, destination.keep_running)
     stops = plan if at_target is AtTarget.PROMOTE else end_of_plan(settings, plan)
     begun = time.monotonic()
+    files = SegmentFiles(Layout(settings.backup_root), plan, cluster.account)
+    for segment in plan.segments:
+        if not isinstance(segment.place, InBase):
+            files.beginning(segment)
     with _claimed(standing, str(plan.target)):
-        files = SegmentFiles(Layout(settings.backup_root), plan, cluster.account)
         with feed(files, destination.wal, cluster.binaries, base_is_unpacked=False) as feeder:
             cluster.stop("fast", timeout_s=_STOP_S)
             keep_what_was_left(files, destination.data_directory / "pg_wal")

@@ -113,6 +113,9 @@ def play(
         try:
             with checking(f"the story of {asked.events} events"):
                 story.tell(asked.events)
+                if story.branches:
+                    # Else nothing but the server could say which of two that were written to is its own.
+                    story.sealed_hour()
         finally:
             world.stop()
         _end_with_raw_segments(story)
