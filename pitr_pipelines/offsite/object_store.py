@@ -23,9 +23,10 @@ Nothing here is printed with a secret in it, and no place but the store is ever 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
@@ -78,7 +79,7 @@ class ObjectStore:
     """
 
     def __init__(self, place: Place) -> None:
-        """Find the credentials, and build the clients. Nothing is asked of the store.
+        """Find the credentials, and build the write client. Nothing is asked of the store.
 
         Finding credentials may ask whoever issues them (an instance's role, SSO). Raises SettingsError if
         there are none, or the profile or CA bundle is not there: before a day is claimed for nothing.
@@ -88,14 +89,14 @@ class ObjectStore:
         self.reads = 0
         self._used = False
         self._session = _session(place)
-        self._secrets = _secrets(self._session)
+        secrets = _secrets(self._session)
+        # A closure, so that nobody who prints what this holds prints them.
+        self._clean: Callable[[str], str] = lambda text: answers.without_secrets(text, secrets)
         if place.ca_bundle and not os.access(place.ca_bundle, os.R_OK):
             raise SettingsError(
                 f"the file {place.ca_bundle} of `ca_bundle` cannot be read",
                 remedy="Correct the path, or let the user this runs as read it.",
             )
-        self._reader = _client(self._session, place, attempts=_READ_ATTEMPTS)
-        self._reader.meta.events.register("before-send.s3", self._count_read)
         self._writer = _client(self._session, place, attempts=1)
         self._writer.meta.events.register_first("before-send.s3", self._guard)
         self._writer.meta.events.register("before-call.s3", _stay_in_region)
@@ -220,6 +221,12 @@ class ObjectStore:
                 for line in page.get("Contents", ()):
                     yield Listed(line["Key"], line["Size"], line["LastModified"])
 
+    @cached_property
+    def _reader(self) -> BaseClient:
+        client = _client(self._session, self.place, attempts=_READ_ATTEMPTS)
+        client.meta.events.register("before-send.s3", self._count_read)
+        return client
+
     def _put(self, framed: FramedBody, parameters: dict[str, Any]) -> Outcome:
         from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
 
@@ -306,9 +313,6 @@ class ObjectStore:
     def _owner(self) -> dict[str, str]:
         owner = self.place.expected_bucket_owner
         return {"ExpectedBucketOwner": owner} if owner else {}
-
-    def _clean(self, text: str) -> str:
-        return answers.without_secrets(text, self._secrets)
 
 
 class _Broken(Exception):
@@ -400,7 +404,7 @@ def _client(session: boto3.Session, place: Place, *, attempts: int) -> BaseClien
     config = Config(
         retries={"total_max_attempts": attempts, "mode": "standard"},
         s3={"addressing_style": place.addressing_style},
-        proxies=dict[str, str](place.proxies) if place.proxies else None,
+        proxies={str(scheme): url for scheme, url in place.proxies.items()} if place.proxies else None,
         connect_timeout=place.connect_timeout_s,
         read_timeout=place.answer_timeout_s,
         signature_version="s3v4",

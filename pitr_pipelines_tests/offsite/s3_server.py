@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -166,7 +167,8 @@ class CountingProxy:
     `mishap` is for the next PUT and every one after it; other methods are always handed on.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self.requests: Counter[str] = Counter()
         self.mishap: Mishap = "none"
         self.answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
@@ -181,7 +183,7 @@ class CountingProxy:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
 
     @property
     def writes(self) -> int:
@@ -207,6 +209,12 @@ class CountingProxy:
 
     def _serve(self, client: socket.socket) -> None:
         client.settimeout(20)
+        if self._tls is not None:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                client.close()
+                return
         with client, client.makefile("rb") as incoming:
             try:
                 head = _head(incoming)
@@ -217,7 +225,7 @@ class CountingProxy:
 
     def _one(self, client: socket.socket, incoming: BinaryIO, head: list[bytes]) -> None:
         """Serve one request on a connection; the answer closes it."""
-        method = head[0].split()[0].decode()
+        method = head[0].split()[0].decode("latin-1")
         self.requests[method] += 1
         length = int(_value(head, b"content-length") or 0)
         mishap = self.mishap if method == "PUT" else "none"
@@ -269,7 +277,7 @@ class CountingProxy:
 
 
 def _head(incoming: BinaryIO) -> list[bytes]:
-    lines = []
+    lines: list[bytes] = []
     while (line := incoming.readline().rstrip(b"\r\n")) or not lines:
         if not line:
             return []
@@ -292,3 +300,20 @@ def _closing(answer: bytes) -> bytes:
 def _reset(client: socket.socket) -> None:
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
     client.close()
+
+
+def self_signed(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """Return the certificate of a server on 127.0.0.1, that vouches for itself, and what serves it."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    options = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=pitr-test "
+        "-addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        ["openssl", *options.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
