@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tracemalloc
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -183,12 +184,13 @@ def test_after_the_write_the_guard_stops_whatever_its_client_is_asked_for(
     where = {"Bucket": store.place.bucket}
     writer: Any = store._writer
 
-    for ask in (
+    asked: tuple[Callable[[], object], ...] = (
         lambda: writer.put_object(**where, Key="again", Body=b""),
         lambda: writer.head_bucket(**where),
         lambda: writer.create_bucket(Bucket="another"),
         lambda: writer.create_multipart_upload(**where, Key="again"),
-    ):
+    )
+    for ask in asked:
         with pytest.raises(SecondWrite):
             ask()
 
