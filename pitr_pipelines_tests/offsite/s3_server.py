@@ -24,6 +24,7 @@ from typing import BinaryIO, Literal
 
 ACCESS_KEY = "pitraccess"
 SECRET_KEY = "pitr/secret+key"  # as secret as a test's can be
+ADMIN_KEY = "pitradmin"
 BUCKET = "backups"
 LOCKED_BUCKET = "locked-backups"
 
@@ -61,12 +62,22 @@ class S3Server:
 
 
 def start_s3_server() -> S3Server:
-    """Start SeaweedFS in a directory of its own, with one user and two buckets; wait until it answers."""
+    """Start SeaweedFS in a directory of its own, two users and two buckets; wait for it."""
     directory = Path(tempfile.mkdtemp(prefix="pitr-s3-"))
     config = directory / "s3.json"
-    credentials = [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}]
-    admin = {"name": "backup", "credentials": credentials, "actions": ["Admin", "Read", "Write", "List"]}
-    config.write_text(json.dumps({"identities": [admin]}))
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": access_key, "secretKey": SECRET_KEY}],
+            "actions": actions,
+        }
+        for name, access_key, actions in (
+            ("admin", ADMIN_KEY, ["Admin"]),
+            # Not an Admin: for one, SeaweedFS makes a bucket that is missing.
+            ("backup", ACCESS_KEY, ["Read", "Write", "List", "Tagging"]),
+        )
+    ]
+    config.write_text(json.dumps({"identities": identities}))
     master, volume, filer, s3 = _free_ports(4)
     weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
     arguments = {
@@ -110,7 +121,7 @@ def _make_buckets(server: S3Server) -> None:
     client = boto3.client(
         "s3",
         endpoint_url=server.url,
-        aws_access_key_id=ACCESS_KEY,
+        aws_access_key_id=ADMIN_KEY,
         aws_secret_access_key=SECRET_KEY,
         region_name="us-east-1",
         config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
@@ -164,7 +175,8 @@ def _free_ports(count: int) -> list[int]:
 class CountingProxy:
     """Takes requests for the server, counts them by method, and hands them on or spoils them.
 
-    `mishap` is for the next PUT and every one after it; other methods are always handed on.
+    `mishap` is for the next PUT and every one after it. `cut_reads` is how many answers to a GET are cut in
+    their middle, from the next on.
     """
 
     def __init__(self, server_port: int, *, tls: ssl.SSLContext | None = None) -> None:
@@ -173,6 +185,7 @@ class CountingProxy:
         self.mishap: Mishap = "none"
         self.answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
         self.body_bytes = 0
+        self.cut_reads = 0
         self._server_port = server_port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
@@ -258,6 +271,9 @@ class CountingProxy:
             incoming.read(1)
         elif mishap == "reset-answer":
             _reset(client)
+        elif method == "GET" and self.cut_reads:
+            self.cut_reads -= 1
+            client.sendall(answer[: len(answer) * 2 // 3])
         elif mishap == "answer-after":
             client.sendall(_closing(self.answer))
         else:

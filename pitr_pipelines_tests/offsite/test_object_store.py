@@ -198,9 +198,12 @@ def test_after_the_write_the_guard_stops_whatever_its_client_is_asked_for(
     assert store.writes == 1
 
 
-def test_a_locked_object_may_not_be_deleted_before_its_day(open_store: StoreMaker) -> None:
+def test_not_even_an_admin_deletes_a_locked_object_before_its_day(
+    open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from botocore.exceptions import ClientError
 
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ADMIN_KEY)
     store = open_store(bucket=LOCKED_BUCKET, object_lock={"mode": "COMPLIANCE", "days": 2})
 
     outcome = put(store)
@@ -225,6 +228,23 @@ def test_a_range_is_given_whole_or_refused(open_store: StoreMaker) -> None:
         list(store.get_range(key, len(CONTENT) - 10, 11))
     with pytest.raises(StoreUnavailable, match="412"):
         list(store.get_range(key, 0, 10, etag='"0123"'))
+
+
+def test_a_read_that_breaks_is_taken_up_where_it_broke_a_few_times(
+    proxy: CountingProxy, open_store: StoreMaker
+) -> None:
+    store = open_store()
+    put(store)
+    key = store.key_of("object")
+
+    proxy.cut_reads = 2
+    assert b"".join(store.get_range(key, 1, len(CONTENT) - 2)) == CONTENT[1:-1]
+    assert store.reads == proxy.requests["GET"] == 3
+
+    proxy.cut_reads = 100
+    with pytest.raises(StoreUnavailable, match="the connection broke 4 times"):
+        list(store.get_range(key, 0, len(CONTENT)))
+    assert proxy.writes == 1
 
 
 def test_a_listing_gives_what_begins_with_the_prefix(open_store: StoreMaker) -> None:
@@ -255,6 +275,33 @@ def test_the_wrong_secret_is_refused_and_not_shown(
     for text in (repr(outcome), repr(store), repr(vars(store)), str(caught.value), repr(store.place)):
         assert "a-wrong-secret" not in text
         assert "a-session-token" not in text
+
+
+def test_a_clock_that_is_wrong_is_named(open_store: StoreMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("botocore.auth.get_current_datetime", lambda *_: datetime(2020, 1, 1))  # noqa: DTZ001
+
+    outcome = put(open_store())
+
+    assert (outcome.verdict, outcome.code) == (Verdict.REFUSED, "RequestTimeTooSkewed")
+    assert "clock of this machine" in outcome.remedy
+
+
+def test_a_bucket_that_is_not_there_is_not_made(proxy: CountingProxy, open_store: StoreMaker) -> None:
+    store = open_store(bucket="not-there")
+
+    outcome = put(store)
+
+    assert outcome.verdict is Verdict.REFUSED
+    assert proxy.requests == {"PUT": 1}
+
+
+def test_a_configured_proxy_is_used(
+    proxy: CountingProxy, open_store: StoreMaker, s3_server: S3Server
+) -> None:
+    outcome = put(open_store(endpoint_url=s3_server.url, proxies={"http": proxy.url}))
+
+    assert outcome.verdict is Verdict.STORED
+    assert proxy.requests == {"PUT": 1}
 
 
 def test_secrets_that_a_store_echoes_are_taken_out(
