@@ -202,8 +202,8 @@ def of_held_back(reason: str) -> Outcome:
     """Return what it means that we did not send the end of the body."""
     return Outcome(
         Verdict.REFUSED,
-        f"the object was not what was announced, and its end was not sent: {reason}",
-        "Does something else write to the artifacts? " + _LATER,
+        f"the object could not be read as announced, and its end was not sent: {reason}",
+        "Does something else write to the artifacts, or is the disk failing? " + _LATER,
     )
 
 

@@ -34,7 +34,8 @@ class BodyDiffers(Exception):
 class FramedBody:
     """A body that botocore can read once, from start to end, and cannot rewind.
 
-    `started` tells whether anything was handed to the connection, `finished` whether its last byte was.
+    `started` tells whether anything was handed to the connection, `finished` whether the last frame was made;
+    `failure` is what reading the source raised, if it did: then the last frame was not, and never will be.
     """
 
     def __init__(self, source: Readable, size_bytes: int, *, sha256: str | None = None) -> None:
@@ -46,6 +47,7 @@ class FramedBody:
         self._ready = memoryview(b"")
         self.started = False
         self.finished = False
+        self.failure: BaseException | None = None
 
     @property
     def wire_bytes(self) -> int:
@@ -61,10 +63,17 @@ class FramedBody:
     def read(self, size: int = -1) -> bytes:
         """Return the next bytes for the wire, at most `size`; none at the end.
 
-        Raises BodyDiffers, before the last frame leaves, and OSError from the source.
+        Raises BodyDiffers, before the last frame leaves, and whatever the source raises.
         """
+        if self.failure is not None:
+            raise BodyDiffers("it failed before")
         if not self._ready and not self.finished:
-            self._ready = memoryview(self._next_frame())
+            try:
+                self._ready = memoryview(self._next_frame())
+            except BaseException as error:
+                # The connection turns it into an error of its own, from which nobody could tell whose it was.
+                self.failure = error
+                raise
         given = self._ready if size < 0 else self._ready[:size]
         self._ready = self._ready[len(given) :]
         self.started = self.started or bool(given)

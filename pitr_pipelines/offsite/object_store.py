@@ -33,7 +33,7 @@ from urllib.parse import urlencode
 from pitr_pipelines.errors import BadRequest, SettingsError
 from pitr_pipelines.offsite import answers
 from pitr_pipelines.offsite.answers import Outcome, SecondWrite, StoreUnavailable, Verdict
-from pitr_pipelines.offsite.framing import TRAILER, BodyDiffers, FramedBody, Readable
+from pitr_pipelines.offsite.framing import TRAILER, FramedBody, Readable
 from pitr_pipelines.offsite.place import Place
 
 if TYPE_CHECKING:
@@ -228,7 +228,7 @@ class ObjectStore:
         return client
 
     def _put(self, framed: FramedBody, parameters: dict[str, Any]) -> Outcome:
-        from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+        from botocore.exceptions import BotoCoreError, ClientError
 
         try:
             response = self._writer.put_object(**parameters)  # type: ignore[attr-defined]
@@ -237,9 +237,8 @@ class ObjectStore:
             return answers.of_answer(_status(error), answer.get("Code", ""), answer.get("Message", ""))
         except (BotoCoreError, SecondWrite, OSError, ValueError) as error:
             # ValueError: an answer that botocore cannot parse, among others.
-            for cause in answers.causes(error) if isinstance(error, HTTPClientError) else ():
-                if isinstance(cause, BodyDiffers):
-                    return answers.of_held_back(str(cause))
+            if framed.failure is not None:
+                return answers.of_held_back(str(framed.failure))
             return answers.of_trouble(error, started=framed.started)
         outcome = answers.of_success(response, framed.checksum)
         if outcome.verdict is Verdict.STORED and not framed.finished:

@@ -18,6 +18,7 @@ from pitr_pipelines.offsite.framing import FramedBody
 from pitr_pipelines.offsite.object_store import MAX_PUT_BYTES, ObjectStore
 from pitr_pipelines_tests.offsite.conftest import StoreMaker
 from pitr_pipelines_tests.offsite.s3_server import (
+    ADMIN_KEY,
     LOCKED_BUCKET,
     SECRET_KEY,
     CountingProxy,
@@ -124,6 +125,26 @@ def test_a_body_that_is_not_what_was_announced_never_becomes_an_object(
     assert outcome.verdict is Verdict.REFUSED
     assert "announced" in outcome.said
     assert proxy.writes <= 1
+    assert store.head(store.key_of("object")) is None
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), ValueError("an artifact is damaged")])
+def test_a_body_that_cannot_be_read_to_its_end_never_becomes_an_object(
+    proxy: CountingProxy, open_store: StoreMaker, error: Exception
+) -> None:
+    class Failing(Stream):
+        def read(self, size: int, /) -> bytes:
+            if self._content.tell() > 1024 * 1024:
+                raise error
+            return super().read(size)
+
+    store = open_store()
+
+    outcome = store.put(store.key_of("object"), Failing(CONTENT), len(CONTENT), call_id="this", at=NOW)
+
+    assert outcome.verdict is Verdict.REFUSED
+    assert str(error) in outcome.said
+    assert proxy.requests == {"PUT": 1}
     assert store.head(store.key_of("object")) is None
 
 
