@@ -6,7 +6,7 @@ the bucket about) are not followed, and below all that a guard sits where reques
 connection, which lets one pass and stops every other of this store's write client for good. An instance
 writes once; who wants to write again must open another, with another day's claim in hand.
 
-`Expect: 100-continue` is kept: it is the same request, and it lets the store refuse before the gigabytes
+`Expect: 100-continue` is sent: it is the same request, and it lets the store refuse before the gigabytes
 have gone. No second one can come of it, since the body cannot be rewound.
 
 In that one request: `If-None-Match: *`, so that no object is ever replaced; the object in `aws-chunked`
@@ -140,6 +140,7 @@ class ObjectStore:
         def as_frames(request: Any, **_: Any) -> None:
             # Just before signing: botocore itself would read a body over http twice, to sum it and to sign.
             request.data = framed
+            request.headers["Expect"] = "100-continue"
             request.headers["Content-Encoding"] = "aws-chunked"
             request.headers["Content-Length"] = str(framed.wire_bytes)
             request.headers["X-Amz-Decoded-Content-Length"] = str(size_bytes)

@@ -203,6 +203,8 @@ class CountingProxy:
         return sum(count for method, count in self.requests.items() if method not in ("GET", "HEAD"))
 
     def stop(self) -> None:
+        if self._over.is_set():
+            return
         self._over.set()
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -244,6 +246,8 @@ class CountingProxy:
         mishap = self.mishap if method == "PUT" else "none"
         if mishap == "answer":
             client.sendall(_closing(self.answer))
+            client.shutdown(socket.SHUT_WR)
+            self.body_bytes += len(incoming.read())
             return
         if mishap == "reset-before-body":
             _reset(client)

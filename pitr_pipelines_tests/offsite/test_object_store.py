@@ -112,6 +112,19 @@ def test_an_existing_object_is_never_replaced(proxy: CountingProxy, open_store: 
     assert proxy.requests["PUT"] == 2
 
 
+def test_a_store_that_refuses_at_once_is_sent_nothing_of_the_object(
+    proxy: CountingProxy, open_store: StoreMaker
+) -> None:
+    proxy.mishap, proxy.answer = "answer", _answer(412, "PreconditionFailed")
+
+    outcome = put(open_store())
+    proxy.stop()
+
+    assert outcome.verdict is Verdict.REFUSED
+    assert proxy.requests == {"PUT": 1}
+    assert proxy.body_bytes == 0
+
+
 @pytest.mark.parametrize(
     "content", [CONTENT[:-1], CONTENT[:10], b"", CONTENT + b"!"], ids=["one short", "short", "empty", "more"]
 )
