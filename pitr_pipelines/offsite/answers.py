@@ -3,7 +3,8 @@
 Only what is certain is called so, since the ledger's states are final:
 
 - **stored**: a success with an ETag, and with our own checksum if it names one. A success without an ETag
-  is not S3's (a captive portal, an interim answer taken for the last): unknown.
+  is not S3's (a captive portal, an interim answer taken for the last): unknown. One who answers with an ETag
+  of his own before the object was sent is believed; a look at the store would tell.
 - **refused**: nothing of the object left this machine (no route, name, TLS or credentials: the body was
   not begun, and a request without its body makes no object); or we held the end of the body back ourselves;
   or the store answered with a 4xx, which S3 gives instead of storing: 403, 404 NoSuchBucket, 412 (the name
