@@ -1,0 +1,339 @@
+"""A real S3 server on loopback (SeaweedFS), and a proxy before it that counts and misbehaves on request.
+
+The proxy is the witness for what reaches the wire: it sees every request that a client sends to the
+store, and counts before it does anything else with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+ACCESS_KEY = "pitraccess"
+SECRET_KEY = "pitr/secret+key"  # as secret as a test's can be
+ADMIN_KEY = "pitradmin"
+BUCKET = "backups"
+LOCKED_BUCKET = "locked-backups"
+
+Mishap = Literal[
+    "none",
+    "answer",
+    "answer-late",
+    "reset-before-body",
+    "reset-mid-body",
+    "swallow-answer",
+    "reset-answer",
+    "damage",
+    "answer-after",
+]
+"""What the proxy does to the next PUT; `answer-after` hands it on, and then gives an answer of its own."""
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running server, and its port."""
+
+    port: int
+    process: subprocess.Popen[bytes]
+    directory: Path
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def stop(self) -> None:
+        # SIGTERM would take 15 s, and nothing here is to be kept.
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def start_s3_server() -> S3Server:
+    """Start SeaweedFS in a directory of its own, two users and two buckets; wait for it."""
+    directory = Path(tempfile.mkdtemp(prefix="pitr-s3-"))
+    config = directory / "s3.json"
+    identities = [
+        {
+            "name": name,
+            "credentials": [{"accessKey": access_key, "secretKey": SECRET_KEY}],
+            "actions": actions,
+        }
+        for name, access_key, actions in (
+            ("admin", ADMIN_KEY, ["Admin"]),
+            # Not an Admin: for one, SeaweedFS makes a bucket that is missing.
+            ("backup", ACCESS_KEY, ["Read", "Write", "List", "Tagging"]),
+        )
+    ]
+    config.write_text(json.dumps({"identities": identities}))
+    master, volume, filer, s3 = _free_ports(4)
+    weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
+    arguments = {
+        "dir": str(directory),
+        "ip": "127.0.0.1",
+        "ip.bind": "127.0.0.1",
+        "master.telemetry": "false",
+        "master.peers": "none",
+        "master.port": str(master),
+        "volume.port": str(volume),
+        "filer.port": str(filer),
+        "s3.port": str(s3),
+        "s3.config": str(config),
+        "s3.port.iceberg": "0",
+        "s3.port.lance": "0",
+        "master.volumeSizeLimitMB": "1024",
+        "volume.max": "0",
+    }
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [weed, "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in arguments.items())],
+            stdout=log,
+            stderr=log,
+            cwd=directory,
+            start_new_session=True,
+        )
+    server = S3Server(s3, process, directory)
+    try:
+        _make_buckets(server)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def _make_buckets(server: S3Server) -> None:
+    import boto3
+    from botocore.config import Config
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    client = boto3.client(
+        "s3",
+        endpoint_url=server.url,
+        aws_access_key_id=ADMIN_KEY,
+        aws_secret_access_key=SECRET_KEY,
+        region_name="us-east-1",
+        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
+    )
+    until = time.monotonic() + 60
+    left = {BUCKET: False, LOCKED_BUCKET: True}
+    while left:
+        bucket, locked = next(iter(left.items()))
+        try:
+            client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locked)
+            # The first write also needs a volume to be ready.
+            client.put_object(Bucket=bucket, Key="ready", Body=b"yes")
+            del left[bucket]
+        except ClientError as error:
+            if error.response["Error"]["Code"] in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
+                client.put_object(Bucket=bucket, Key="ready", Body=b"yes")
+                del left[bucket]
+            elif time.monotonic() > until:
+                raise
+        except BotoCoreError:
+            if server.process.poll() is not None or time.monotonic() > until:
+                raise AssertionError((server.directory / "log").read_text()[-3000:]) from None
+        if left:
+            time.sleep(0.1)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Return ports of which those 10000 above, for gRPC, are free as well."""
+    found: list[int] = []
+    held = []
+    candidate = 20000 + os.getpid() % 9000
+    while len(found) < count:
+        candidate = candidate + 1 if candidate < 32000 else 20000
+        pair = []
+        try:
+            for port in (candidate, candidate + 10000):
+                taken = socket.socket()
+                pair.append(taken)
+                taken.bind(("127.0.0.1", port))
+        except OSError:
+            for taken in pair:
+                taken.close()
+            continue
+        held += pair
+        found.append(candidate)
+    for taken in held:
+        taken.close()
+    return found
+
+
+class CountingProxy:
+    """Takes requests for the server, counts them by method, and hands them on or spoils them.
+
+    `mishap` is for the next PUT and every one after it. `cut_reads` is how many answers to a GET are cut in
+    their middle, from the next on.
+    """
+
+    def __init__(self, server_port: int, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self.requests: Counter[str] = Counter()
+        self.mishap: Mishap = "none"
+        self.answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
+        self.body_bytes = 0
+        self.cut_reads = 0
+        self._server_port = server_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._over = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
+
+    @property
+    def url(self) -> str:
+        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+
+    @property
+    def writes(self) -> int:
+        return sum(count for method, count in self.requests.items() if method not in ("GET", "HEAD"))
+
+    def stop(self) -> None:
+        if self._over.is_set():
+            return
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._acceptor.join()
+        for thread in self._threads:
+            thread.join(timeout=5)
+
+    def _accept(self) -> None:
+        while not self._over.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._serve, args=(client,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _serve(self, client: socket.socket) -> None:
+        client.settimeout(20)
+        if self._tls is not None:
+            try:
+                client = self._tls.wrap_socket(client, server_side=True)
+            except OSError:
+                client.close()
+                return
+        with client, client.makefile("rb") as incoming:
+            try:
+                head = _head(incoming)
+                if head:
+                    self._one(client, incoming, head)
+            except OSError:
+                return
+
+    def _one(self, client: socket.socket, incoming: BinaryIO, head: list[bytes]) -> None:
+        """Serve one request on a connection; the answer closes it."""
+        method = head[0].split()[0].decode("latin-1")
+        self.requests[method] += 1
+        length = int(_value(head, b"content-length") or 0)
+        mishap = self.mishap if method == "PUT" else "none"
+        if mishap == "answer":
+            client.sendall(_closing(self.answer))
+            client.shutdown(socket.SHUT_WR)
+            self.body_bytes += len(incoming.read())
+            return
+        if mishap == "reset-before-body":
+            _reset(client)
+            return
+        if _value(head, b"expect"):
+            client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if mishap == "reset-mid-body":
+            self.body_bytes += len(incoming.read(length // 2))
+            _reset(client)
+            return
+        body = incoming.read(length)
+        self.body_bytes += len(body)
+        if len(body) < length:
+            self._forward(head, body, wait=False)
+            return
+        if mishap == "answer-late":
+            client.sendall(_closing(self.answer))
+            return
+        if mishap == "damage":
+            middle = len(body) // 2
+            body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
+        answer = self._forward(head, body, wait=True)
+        if mishap == "swallow-answer":
+            # Silent until the client gives up.
+            incoming.read(1)
+        elif mishap == "reset-answer":
+            _reset(client)
+        elif method == "GET" and self.cut_reads:
+            self.cut_reads -= 1
+            client.sendall(answer[: len(answer) * 2 // 3])
+        elif mishap == "answer-after":
+            client.sendall(_closing(self.answer))
+        else:
+            client.sendall(answer)
+
+    def _forward(self, head: list[bytes], body: bytes, *, wait: bool) -> bytes:
+        lines = [line for line in head if not line.lower().startswith((b"expect:", b"connection:"))]
+        lines += [b"Connection: close"]
+        with socket.create_connection(("127.0.0.1", self._server_port), timeout=20) as server:
+            server.sendall(b"\r\n".join(lines) + b"\r\n\r\n" + body)
+            if not wait:
+                return b""
+            answer = b""
+            while part := server.recv(65536):
+                answer += part
+            return answer
+
+
+def _head(incoming: BinaryIO) -> list[bytes]:
+    lines: list[bytes] = []
+    while (line := incoming.readline().rstrip(b"\r\n")) or not lines:
+        if not line:
+            return []
+        lines.append(line)
+    return lines
+
+
+def _value(head: list[bytes], name: bytes) -> bytes | None:
+    for line in head[1:]:
+        key, _, value = line.partition(b":")
+        if key.strip().lower() == name:
+            return value.strip()
+    return None
+
+
+def _closing(answer: bytes) -> bytes:
+    return answer.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
+def _reset(client: socket.socket) -> None:
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\x00\x00\x00\x00\x00\x00\x00")
+    client.close()
+
+
+def self_signed(directory: Path) -> tuple[Path, ssl.SSLContext]:
+    """Return the certificate of a server on 127.0.0.1, that vouches for itself, and what serves it."""
+    certificate, key = directory / "cert.pem", directory / "key.pem"
+    options = (
+        "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=pitr-test "
+        "-addext subjectAltName=IP:127.0.0.1"
+    )
+    subprocess.run(
+        ["openssl", *options.split(), "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    return certificate, context
