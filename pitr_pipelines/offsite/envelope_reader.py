@@ -11,8 +11,8 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Collection, Generator, Iterable
+from contextlib import closing, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -49,8 +49,11 @@ class RangeSource(Protocol):
     @property
     def name(self) -> str: ...
 
-    def get_range(self, offset: int, length: int) -> Iterator[bytes]:
-        """Yield `length` bytes from `offset` on, in pieces; fewer only where the object ends."""
+    def get_range(self, offset: int, length: int) -> Generator[bytes, None, None]:
+        """Yield `length` bytes from `offset` on, in pieces; fewer only where the object ends.
+
+        It is closed when no more is wanted.
+        """
         ...
 
 
@@ -136,8 +139,16 @@ class EnvelopeReader:
 
     def _copy(self, entry: IndexEntry, sink: _Checked) -> None:
         name = self.index.name_of(entry)
+        with closing(_exactly(self.source, entry.offset, entry.length)) as pieces:
+            stored = Pieces(pieces)
+            self._copy_content(entry, name, stored, sink)
+            while (
+                stored.read()
+            ):  # padding: a request that was read to its end leaves a connection to use again
+                pass
+
+    def _copy_content(self, entry: IndexEntry, name: str, stored: Readable, sink: _Checked) -> None:
         start = len(entry_header(name, 0))
-        stored = Pieces(_exactly(self.source, entry.offset, entry.length))
         header = _take(stored, start)
         info = _parse_header(header[-BLOCK:], self.source.name)
         if header != _same_header(info, name) or start + padded(info.size) > entry.length:
@@ -252,13 +263,14 @@ def _is_there(path: Path, entry: IndexEntry, *, replace: bool) -> bool:
     return False
 
 
-def _exactly(source: RangeSource, offset: int, length: int) -> Iterator[bytes]:
+def _exactly(source: RangeSource, offset: int, length: int) -> Generator[bytes, None, None]:
     left = length
-    for piece in source.get_range(offset, length):
-        if len(piece) > left:
-            raise _damaged(source.name, "gave more bytes than were asked for")
-        left -= len(piece)
-        yield piece
+    with closing(source.get_range(offset, length)) as pieces:
+        for piece in pieces:
+            if len(piece) > left:
+                raise _damaged(source.name, "gave more bytes than were asked for")
+            left -= len(piece)
+            yield piece
     if left:
         raise _damaged(source.name, f"is cut off: it ends {left} bytes before {offset + length}")
 

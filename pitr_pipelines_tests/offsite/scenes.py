@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -124,11 +124,13 @@ class CountedFile:
     def bytes_read(self) -> int:
         return sum(length for _, length in self.ranges)
 
-    def get_range(self, offset: int, length: int) -> Iterator[bytes]:
+    def get_range(self, offset: int, length: int) -> Generator[bytes, None, None]:
         given = 0
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            while given < length and (piece := file.read(min(length - given, 30_011))):
-                given += len(piece)
-                yield piece
-        self.ranges.append((offset, given))
+        try:
+            with self.path.open("rb") as file:
+                file.seek(offset)
+                while given < length and (piece := file.read(min(length - given, 30_011))):
+                    given += len(piece)
+                    yield piece
+        finally:
+            self.ranges.append((offset, given))
