@@ -114,7 +114,9 @@ def parse_identities(text: str) -> Identities:
         try:
             return Identities((_pyrage().ssh.Identity.from_buffer(text.encode()),))
         except _pyrage().IdentityError:
-            raise SettingsError("the SSH private key cannot be read", remedy=remedy) from None
+            raise SettingsError(
+                "the SSH private key cannot be read, or has a passphrase", remedy=remedy
+            ) from None
     lines = [line.strip() for line in text.splitlines()]
     keys = []
     for number, line in enumerate(lines, 1):

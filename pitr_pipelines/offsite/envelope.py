@@ -127,6 +127,8 @@ def _too_large(plan: EnvelopePlan, limit_bytes: int) -> EnvelopeTooLarge:
     sizes: dict[str, int] = {}
     for entry in plan.index.members:
         file = entry.artifact
+        if file.database is None:
+            continue
         what = f"{'bases' if file.kind is MemberKind.BASE else 'WAL'} of {file.database}"
         sizes[what] = sizes.get(what, 0) + entry_room(file.path, file.size_bytes, plan.recipients)
     largest = sorted(sizes.items(), key=lambda item: item[1], reverse=True)[:3]

@@ -38,7 +38,8 @@ This is a plain tar. The next entry, {index}, says what is in it: for each membe
 and length of its tar entry in this file, so that one can be fetched alone (a range of those bytes is a tar
 by itself: pipe it into `tar x`); and the size and SHA-256 of the file itself.
 {how}
-With pitr: pitr offsite list, pitr offsite restore. Without: docs/restore-by-hand.md of pitr_pipelines.
+Below base/ lie base backups of pg_basebackup; below bundles/, one hour of write-ahead log each (tar.gz).
+With pitr_pipelines: pitr offsite list, pitr offsite restore.
 """
 _SEALED = """
 Members whose names end in .age are encrypted (age-encryption.org/v1). With the secret key in key.txt:
