@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,25 @@ def test_a_file_that_is_not_the_planned_one_any_more_is_noticed_before_anything_
         pinned(plan, layout.root, layout.root / "offsite" / ".sending"),
     ):
         raise AssertionError("unreachable")
+
+
+def test_small_files_of_another_user_that_may_not_be_linked_are_copied(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(layout)
+    link = os.link
+
+    def refuse_histories(path: Path, name: Path) -> None:
+        if path.suffix == ".history":
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        link(path, name)
+
+    monkeypatch.setattr(os, "link", refuse_histories)
+    with (
+        pinned(plan, layout.root, layout.root / "offsite" / ".sending") as root,
+        EnvelopeStream(plan, root) as stream,
+    ):
+        assert len(stream.read()) == plan.size_bytes
 
 
 def test_nothing_stays_behind_and_what_a_crash_left_is_no_hindrance(layout: Layout) -> None:
