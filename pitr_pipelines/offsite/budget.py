@@ -62,14 +62,18 @@ class BudgetSpent(PitrError):
 
 
 class CallObject(BaseModel):
-    """What a call carries: the object's place in the store, its size in bytes, and the SHA-256 of it all."""
+    """What a call carries: the object's place in the store, and its size in bytes.
+
+    `sha256` is of it all; None where that is only known when all of it was sent, because it is encrypted
+    on the way.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     bucket: str
     key: str
     size_bytes: int
-    sha256: Sha256
+    sha256: Sha256 | None = None
 
 
 class LedgerEntry(BaseModel):

@@ -1,0 +1,141 @@
+"""What goes into the day's envelope, decided before anything is read.
+
+A pure function of what exists and what earlier envelopes are confirmed to have delivered. Nothing that
+was not delivered is left out, and nothing goes that need not; but if days were missed, the bases of those
+days, which newer ones make up for, go only as far as there is room: else a few failed days would make
+every later envelope too large. The size is exact, and known before the day is claimed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+
+from pitr_pipelines.errors import PitrError
+from pitr_pipelines.offsite.encryption import Recipients
+from pitr_pipelines.offsite.envelope_index import (
+    Artifact,
+    EnvelopeIndex,
+    MemberKind,
+    build_index,
+    entry_room,
+)
+from pitr_pipelines.units import show_bytes
+
+SINGLE_PUT_BYTES = 5 * 1024**3
+"""The largest object that one PUT request may create.
+Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html"""
+
+
+class EnvelopeTooLarge(PitrError):
+    """What must go does not fit into one request. Nothing was sent, and the day is not claimed."""
+
+    exit_code = 12
+
+
+@dataclass(frozen=True)
+class EnvelopePlan:
+    """An envelope that can be made: its index, and exactly how large it is.
+
+    `left_behind` are files of older bases for which there was no room; newer bases of the same databases
+    are in it or were delivered before.
+    """
+
+    index: EnvelopeIndex
+    index_text: bytes
+    recipients: Recipients | None
+    left_behind: tuple[Artifact, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        return self.index.size_bytes
+
+
+def plan_envelope(
+    artifacts: Iterable[Artifact],
+    *,
+    day: date,
+    made_at: datetime,
+    delivered: Collection[tuple[str, str]] = frozenset(),
+    recipients: Recipients | None = None,
+    limit_bytes: int | None = SINGLE_PUT_BYTES,
+) -> EnvelopePlan:
+    """Decide what goes into the envelope of a day, and where in it each file lies.
+
+    `artifacts` is everything that exists (`find_artifacts`); `delivered` holds the identities, path and
+    SHA-256, of what confirmed envelopes carry. Files of one unit go together. Raises EnvelopeTooLarge if
+    what must go has more than `limit_bytes`.
+    """
+    units = _units(artifacts)
+    waiting = [unit for unit in units if any(file.identity not in delivered for file in unit)]
+    newest = _newest_bases(units)
+    optional = [unit for unit in waiting if _is_base(unit) and unit[0].unit not in newest]
+    must = [unit for unit in waiting if unit not in optional]
+
+    chosen = list(must)
+    plan = _lay_out(chosen, day, made_at, recipients)
+    if limit_bytes is not None and plan.size_bytes > limit_bytes:
+        raise _too_large(plan, limit_bytes)
+    for unit in sorted(optional, key=lambda files: (files[0].day or date.min, files[0].unit), reverse=True):
+        trial = _lay_out([*chosen, unit], day, made_at, recipients)
+        if limit_bytes is None or trial.size_bytes <= limit_bytes:
+            chosen.append(unit)
+            plan = trial
+    left = tuple(file for unit in optional if unit not in chosen for file in unit)
+    return EnvelopePlan(plan.index, plan.index_text, recipients, left)
+
+
+def _units(artifacts: Iterable[Artifact]) -> list[list[Artifact]]:
+    """Group files into units, in the order in which they shall lie in the envelope; records come last."""
+    units: dict[str, list[Artifact]] = {}
+    for file in artifacts:
+        units.setdefault(file.unit, []).append(file)
+    for files in units.values():
+        files.sort(key=lambda file: (file.kind is MemberKind.RECORD, file.path))
+    return sorted(units.values(), key=_order)
+
+
+def _order(files: list[Artifact]) -> tuple[bool, str, str]:
+    """One database after the other, so that one is read in one piece; the manifest at the end."""
+    first = files[0]
+    return first.kind is MemberKind.MANIFEST, first.database or "", first.unit
+
+
+def _lay_out(
+    units: Iterable[list[Artifact]], day: date, made_at: datetime, recipients: Recipients | None
+) -> EnvelopePlan:
+    files = [file for unit in sorted(units, key=_order) for file in unit]
+    index, text = build_index(files, day=day, made_at=made_at, recipients=recipients)
+    return EnvelopePlan(index, text, recipients)
+
+
+def _is_base(unit: list[Artifact]) -> bool:
+    return unit[0].kind is MemberKind.BASE
+
+
+def _newest_bases(units: Iterable[list[Artifact]]) -> set[str]:
+    newest: dict[str | None, tuple[date, str]] = {}
+    for unit in units:
+        if _is_base(unit):
+            key = (unit[0].day or date.min, unit[0].unit)
+            newest[unit[0].database] = max(key, newest.get(unit[0].database, key))
+    return {unit for _, unit in newest.values()}
+
+
+def _too_large(plan: EnvelopePlan, limit_bytes: int) -> EnvelopeTooLarge:
+    sizes: dict[str, int] = {}
+    for entry in plan.index.members:
+        file = entry.artifact
+        if file.database is None:
+            continue
+        what = f"{'bases' if file.kind is MemberKind.BASE else 'WAL'} of {file.database}"
+        sizes[what] = sizes.get(what, 0) + entry_room(file.path, file.size_bytes, plan.recipients)
+    largest = sorted(sizes.items(), key=lambda item: item[1], reverse=True)[:3]
+    return EnvelopeTooLarge(
+        f"the envelope of {plan.index.day} would have {show_bytes(plan.size_bytes)}, and one request carries "
+        f"at most {show_bytes(limit_bytes)}; most of it: "
+        + ", ".join(f"{what} {show_bytes(size)}" for what, size in largest),
+        remedy="Make it smaller: stronger compression of base backups, or incremental ones. Or let a backup "
+        "call be an upload in parts: `api_calls: {unit: upload}` in pitr.yaml. The day's call is not spent.",
+    )
