@@ -251,6 +251,7 @@ class Feeder:
             self._begin([index])
 
     def _make_ahead(self) -> None:
+        self._next = max(self._next, self._taken)
         while self._next < len(self._segments):
             held = len(self._ready) + len(self._made) + sum(map(len, self._working.values()))
             if held >= self._window:

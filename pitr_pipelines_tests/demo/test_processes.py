@@ -39,11 +39,16 @@ def _start(place: Path, program: str) -> Process:
     return Process.start("the program", argv, place / "log", marked_environment(place, {}))
 
 
+def wait_until_dead(process: Process) -> None:
+    """A process that is ending has no environment any more, and is not dead yet."""
+    wait_for(lambda: not process.lives, what="its end")
+
+
 def test_children_in_sessions_of_their_own_end_too(tmp_path: Path) -> None:
     process = _start(tmp_path, _WITH_A_CHILD_ELSEWHERE)
     wait_for(lambda: len(list(marked_processes(tmp_path))) == 2, what="the child")
     end_marked(tmp_path)
-    assert not process.lives
+    wait_until_dead(process)
     assert list(marked_processes(tmp_path)) == []
 
 
@@ -53,17 +58,17 @@ def test_processes_of_another_demo_go_on(tmp_path: Path) -> None:
         place.mkdir()
     first, second = _start(ours, _SLEEP), _start(other, _SLEEP)
     end_marked(ours)
-    assert not first.lives
+    wait_until_dead(first)
     assert second.lives
     end_marked(other)
-    assert not second.lives
+    wait_until_dead(second)
 
 
 def test_a_process_that_does_not_listen_is_killed(tmp_path: Path) -> None:
     process = _start(tmp_path, _STUBBORN)
     wait_for(lambda: "ready" in process.log_file.read_text(), what="the program")
     end_marked(tmp_path, grace_s=0.2)
-    assert not process.lives
+    wait_until_dead(process)
 
 
 def test_we_are_not_ended_ourselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -403,13 +403,13 @@ def test_a_drill_that_is_interrupted_leaves_nothing_or_the_next_one_removes_it(
 
 
 def server_is_asked(server: TestServer, root: Path) -> bool:
-    """Is the copy's backend at work on the long query? Its title says SELECT."""
+    """Is a backend of the drill's own copy, no longer that of the recovery, at work on a query?"""
     for pid in servers_below(root):
         try:
             title = (Path("/proc") / str(pid) / "cmdline").read_bytes()
         except OSError:
             continue
-        if b"SELECT" in title:
+        if b"order-db drill" in title and b"SELECT" in title:
             time.sleep(0.2)
             return True
     return False
