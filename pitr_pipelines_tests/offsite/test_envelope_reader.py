@@ -194,7 +194,7 @@ def test_another_tar_is_not_taken_for_an_envelope(tmp_path: Path) -> None:
             open_envelope(CountedFile(tmp_path / "object"))
 
 
-@pytest.mark.parametrize("key", [None, generate_identity()[0]])
+@pytest.mark.parametrize("key", [None, generate_identity()[0]], ids=["none", "another"])
 def test_without_the_right_key_only_the_beginning_was_read(encrypted: Scene, key: str | None) -> None:
     with pytest.raises(WrongKey, match=r"2026-01-29\.tar"):
         open_envelope(encrypted.source, parse_identities(key) if key else None)
