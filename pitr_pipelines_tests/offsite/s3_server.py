@@ -61,7 +61,17 @@ class S3Server:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
-def start_s3_server() -> S3Server:
+def start_s3_server(attempts: int = 5) -> S3Server:
+    """Start SeaweedFS; on other ports, if somebody else took one of them in the meantime."""
+    for _ in range(attempts - 1):
+        try:
+            return _start()
+        except (AssertionError, OSError, RuntimeError):
+            continue
+    return _start()
+
+
+def _start() -> S3Server:
     """Start SeaweedFS in a directory of its own, two users and two buckets; wait for it."""
     directory = Path(tempfile.mkdtemp(prefix="pitr-s3-"))
     config = directory / "s3.json"
