@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from pitr_pipelines.errors import BadRequest, SettingsError
+from pitr_pipelines.offsite_settings import OffsiteSettings
 
 CONFIG_VARIABLE = "PITR_CONFIG"
 DEFAULT_FILE = "pitr.yaml"
@@ -179,6 +180,9 @@ class Settings(_Model):
     base_backup: BaseBackupSettings = BaseBackupSettings()
     bundle: BundleSettings = BundleSettings()
     drills: DrillSettings = DrillSettings()
+    offsite: OffsiteSettings | None = Field(
+        default=None, description="the off-site copy; without it, backups stay on this machine"
+    )
     binaries: dict[int, Path] = Field(
         default_factory=dict,
         description="PostgreSQL's bin directory for a major version: {17: /opt/pg17/bin}",
@@ -216,6 +220,16 @@ class Settings(_Model):
                 f"there is no database {name!r} in the settings",
                 remedy=f"Configured are: {', '.join(sorted(self.databases))}.",
             ) from None
+
+    def offsite_copy(self) -> OffsiteSettings:
+        """Return the off-site copy's settings. Raises BadRequest if there are none."""
+        if self.offsite is None:
+            raise BadRequest(
+                "the settings name no off-site copy",
+                remedy="Add `offsite:` with at least `store: {bucket: ...}` and `recipients`; the example "
+                "pitr.yaml shows all of it.",
+            )
+        return self.offsite
 
 
 def asset_name(database: str) -> str:
@@ -271,10 +285,15 @@ def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
             remedy="Correct the keys named above; docs and the example pitr.yaml list what each takes.",
         ) from None
     here = source.resolve().parent
+    offsite = settings.offsite
+    if offsite is not None and offsite.store.ca_bundle is not None:
+        bundle = str(here / offsite.store.ca_bundle)
+        offsite = offsite.model_copy(update={"store": offsite.store.model_copy(update={"ca_bundle": bundle})})
     return settings.model_copy(
         update={
             "backup_root": here / settings.backup_root,
             "restore_root": here / settings.restore_root,
+            "offsite": offsite,
             "binaries": {major: here / path for major, path in settings.binaries.items()},
         }
     )

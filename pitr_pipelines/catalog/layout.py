@@ -58,6 +58,19 @@ class Layout:
         return self.drills(database) / ".lock"
 
     @property
+    def ledger(self) -> Path:
+        """The API budget: one file a day, and beside it the index of what that day's call carried."""
+        return self.root / "offsite"
+
+    def envelope_index(self, day: date) -> Path:
+        return self.ledger / f"{day.isoformat()}.index.json"
+
+    @property
+    def outgoing(self) -> Path:
+        """Second names of the files that are being sent."""
+        return self.ledger / ".outgoing"
+
+    @property
     def manifest(self) -> Path:
         return self.root / "manifests" / "restore-points.json"
 

@@ -65,11 +65,12 @@ class CallObject(BaseModel):
     """What a call carries: the object's place in the store, and its size in bytes.
 
     `sha256` is of it all; None where that is only known when all of it was sent, because it is encrypted
-    on the way.
+    on the way. `endpoint_url` is None for Amazon's own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    endpoint_url: str | None = None
     bucket: str
     key: str
     size_bytes: int

@@ -34,7 +34,7 @@ from pitr_pipelines.errors import BadRequest, SettingsError
 from pitr_pipelines.offsite import answers
 from pitr_pipelines.offsite.answers import Outcome, SecondWrite, StoreUnavailable, Verdict
 from pitr_pipelines.offsite.framing import TRAILER, FramedBody, Readable
-from pitr_pipelines.offsite.place import Place
+from pitr_pipelines.offsite_settings import Place
 
 if TYPE_CHECKING:
     import boto3

@@ -24,7 +24,7 @@ from typing import Protocol
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.offsite.budget import CallState, LedgerEntry, end, read_entry
 from pitr_pipelines.offsite.object_store import CALL_KEY, SIZE_KEY, StoredObject
-from pitr_pipelines.offsite.place import Place
+from pitr_pipelines.offsite_settings import Place
 
 PATIENCE = timedelta(hours=6)
 

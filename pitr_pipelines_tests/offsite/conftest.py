@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pitr_pipelines.offsite.object_store import ObjectStore
-from pitr_pipelines.offsite.place import Place
+from pitr_pipelines.offsite_settings import Place
 from pitr_pipelines_tests.offsite.s3_server import (
     ACCESS_KEY,
     BUCKET,

@@ -1,4 +1,4 @@
-"""Where the off-site copy goes: the bucket, how it is reached, and how an object is to be kept there.
+"""The off-site copy's part of pitr.yaml: where it goes, how often it may call, and who can open it.
 
 Settings only: nothing here opens a connection. They hold no secret. Credentials come the boto3 way
 (environment, `~/.aws`, `profile`, an instance's role), and a proxy that wants a password comes from
@@ -7,8 +7,10 @@ HTTPS_PROXY, never from the settings.
 
 from __future__ import annotations
 
+from datetime import time
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -36,6 +38,24 @@ def _prefix(prefix: str) -> str:
     if prefix.startswith("/"):
         raise ValueError("begins with a slash, which S3 takes for a part of the name; leave it out")
     return prefix if not prefix or prefix.endswith("/") else f"{prefix}/"
+
+
+def _zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is not a time zone; write it as America/New_York or UTC") from None
+    return name
+
+
+def _time_of_day(text: str) -> str:
+    try:
+        parsed = time.fromisoformat(text)
+    except ValueError:
+        parsed = None
+    if parsed is None or parsed.tzinfo is not None or len(text) != len("06:00"):
+        raise ValueError(f'{text!r} is not a time of day; write it in quotes, as "06:00"')
+    return text
 
 
 Url = Annotated[str, AfterValidator(_url_without_secret)]
@@ -86,4 +106,54 @@ class Place(_Model):
     def _a_key_needs_kms(self) -> Self:
         if self.sse_kms_key_id and (self.sse is None or self.sse == "AES256"):
             raise ValueError("sse_kms_key_id needs sse: aws:kms")
+        return self
+
+
+class ApiCalls(_Model):
+    """How often the store may be called for a backup, and what counts as one call.
+
+    Reads for a restore, and looks at what became of a call, are not backup calls.
+    """
+
+    per_day: Literal[1] = Field(default=1, description="for all databases together; there is no other number")
+    unit: Literal["request", "upload"] = Field(
+        default="request",
+        description="request: one HTTP request, at most 5 GiB; upload: one upload, in parts if it is larger",
+    )
+    day_in: Annotated[str, AfterValidator(_zone)] = Field(
+        default="UTC", description="the zone in which the provider counts days, and of the partitions"
+    )
+
+    @property
+    def zone(self) -> ZoneInfo:
+        return ZoneInfo(self.day_in)
+
+
+class OffsiteSettings(_Model):
+    """The off-site copy: one object a day, for all databases together."""
+
+    store: Place
+    api_calls: ApiCalls = ApiCalls()
+    deadline: Annotated[str, AfterValidator(_time_of_day)] = Field(
+        default="12:00",
+        description="when the day's call is made with the base backups that are there, if some are late; in "
+        "`day_in`",
+    )
+    recipients: tuple[str, ...] = Field(
+        default=(), description="public keys that each can open it: age1… or ssh-ed25519 …, ssh-rsa …"
+    )
+    unencrypted: bool = Field(default=False, description="say true to send it without encryption")
+
+    @property
+    def deadline_at(self) -> time:
+        """The time of day of the deadline, in `day_in`."""
+        return time.fromisoformat(self.deadline)
+
+    @model_validator(mode="after")
+    def _encryption_is_a_choice(self) -> Self:
+        if bool(self.recipients) == self.unencrypted:
+            raise ValueError(
+                "name the public keys that can open the copy in `recipients` (`pitr offsite keygen` makes "
+                "one), or say `unencrypted: true`; not both"
+            )
         return self
