@@ -20,6 +20,7 @@ from pitr_pipelines.catalog.records import FileDigest, SealRecord, read_record
 from pitr_pipelines.errors import ArtifactDamaged
 from pitr_pipelines.offsite.envelope_index import Artifact, MemberKind
 from pitr_pipelines.wal import archive
+from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import WalFileKind
 
 
@@ -57,7 +58,7 @@ class _Finder:
         for name in _names(self._layout.bundles(database)):
             path = self._layout.bundles(database) / name
             if name.endswith(".seal.json"):
-                self.small(path, MemberKind.SEAL, database, check=_seal)
+                self.small(path, MemberKind.SEAL, database, check=_seal, day=_day_of(name))
             elif name.endswith(".json"):
                 self._with_record(path, database, partial(_bundle, path))
 
@@ -73,13 +74,15 @@ class _Finder:
         database: str | None,
         *,
         check: Callable[[Path], object] | None = None,
+        day: date | None = None,
         modified_at: datetime | None = None,
     ) -> None:
         """List one small file, whose digest is of what it holds now."""
         try:
             if check is not None:
                 check(path)
-            self.found.append(self._read(path, kind, database, self._path(path), modified_at=modified_at))
+            unit = self._path(path)
+            self.found.append(self._read(path, kind, database, unit, day=day, modified_at=modified_at))
         except FileNotFoundError:
             return
         except ArtifactDamaged as error:
@@ -153,6 +156,13 @@ def _bundle(path: Path) -> tuple[MemberKind, date, tuple[FileDigest, ...]]:
 
 def _seal(path: Path) -> SealRecord:
     return read_record(path, SealRecord)
+
+
+def _day_of(name: str) -> date | None:
+    try:
+        return Hour.parse(name.split(".")[0]).start.date()
+    except ValueError:
+        return None
 
 
 def _names(directory: Path) -> Iterator[str]:

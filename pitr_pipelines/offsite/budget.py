@@ -150,7 +150,7 @@ def claim(ledger: Path, day: date, *, at: datetime) -> Claim:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
     except FileExistsError:
-        raise _spent(ledger, day) from None
+        raise spent(ledger, day) from None
     # From here on the day is taken, whatever happens: an empty file is one that nothing was sent for.
     entry = LedgerEntry(
         day=day,
@@ -225,6 +225,22 @@ def read_entry(ledger: Path, day: date) -> LedgerEntry | None:
     return entry
 
 
+def spent(ledger: Path, day: date) -> BudgetSpent:
+    """Return the error that says who took a day's call, and how it ended."""
+    try:
+        entry = read_entry(ledger, day)
+    except ArtifactDamaged as error:
+        return BudgetSpent(f"the backup call of {day} is taken: {error.what}", remedy=error.remedy)
+    by = "by a file that has gone away since"
+    if entry is not None:
+        by = f"at {entry.claimed_at:%H:%M:%S} UTC by {entry.claimed_by}, and is {entry.state}"
+        by += f": {entry.said}" if entry.said else ""
+    return BudgetSpent(
+        f"the backup call of {day} is taken, {by}",
+        remedy="There is one call a day. What it did not deliver goes with the next day's.",
+    )
+
+
 def days(ledger: Path) -> list[date]:
     """Return every day that is on the ledger, oldest first."""
     found = []
@@ -243,21 +259,6 @@ def days(ledger: Path) -> list[date]:
 
 def _locked(ledger: Path) -> AbstractContextManager[None]:
     return durable.exclusive_lock(ledger / ".lock", subject="the ledger of backup calls", wait=True)
-
-
-def _spent(ledger: Path, day: date) -> BudgetSpent:
-    try:
-        entry = read_entry(ledger, day)
-    except ArtifactDamaged as error:
-        return BudgetSpent(f"the backup call of {day} is taken: {error.what}", remedy=error.remedy)
-    by = "by a file that has gone away since"
-    if entry is not None:
-        by = f"at {entry.claimed_at:%H:%M:%S} UTC by {entry.claimed_by}, and is {entry.state}"
-        by += f": {entry.said}" if entry.said else ""
-    return BudgetSpent(
-        f"the backup call of {day} is taken, {by}",
-        remedy="There is one call a day. What it did not deliver goes with the next day's.",
-    )
 
 
 def _file(ledger: Path, day: date) -> Path:

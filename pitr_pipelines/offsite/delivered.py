@@ -47,6 +47,15 @@ def keep_index(layout: Layout, index: EnvelopeIndex, text: bytes) -> None:
     durable.write_whole(layout.envelope_index(index.day), text)
 
 
+def read_index(layout: Layout, day: date) -> EnvelopeIndex | None:
+    """Return the index that was kept of a day's envelope; None if there is none that can be read."""
+    path = layout.envelope_index(day)
+    try:
+        return parse_index(path.read_bytes(), name=str(path))
+    except (ArtifactDamaged, FileNotFoundError):
+        return None
+
+
 def confirmed_envelopes(layout: Layout, place: Place) -> Iterator[tuple[LedgerEntry, EnvelopeIndex]]:
     """Yield every confirmed call to a place with the index of what it carried, oldest first.
 
@@ -58,12 +67,11 @@ def confirmed_envelopes(layout: Layout, place: Place) -> Iterator[tuple[LedgerEn
             entry = read_entry(layout.ledger, day)
             if entry is None or entry.state is not CallState.CONFIRMED or entry.object is None:
                 continue
-            if not is_at(entry.object, place):
-                continue
-            path = layout.envelope_index(day)
-            yield entry, parse_index(path.read_bytes(), name=str(path))
-        except (ArtifactDamaged, FileNotFoundError):
+        except ArtifactDamaged:
             continue
+        index = read_index(layout, day) if is_at(entry.object, place) else None
+        if index is not None:
+            yield entry, index
 
 
 def delivered(layout: Layout, place: Place) -> frozenset[tuple[str, str]]:

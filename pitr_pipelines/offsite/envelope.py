@@ -1,14 +1,17 @@
 """What goes into the day's envelope, decided before anything is read.
 
-A pure function of what exists and what earlier envelopes are confirmed to have delivered. Nothing that
-was not delivered is left out, and nothing goes that need not; but if days were missed, the bases of those
-days, which newer ones make up for, go only as far as there is room: else a few failed days would make
-every later envelope too large. The size is exact, and known before the day is claimed.
+A pure function of what exists and what earlier envelopes are confirmed to have delivered. Nothing goes that
+need not, and nothing that was not delivered is left out for good. What must go is what leads to now: the
+newest base of each database, and its WAL from that base's day on. What is older and still waits, after
+failed days or in a new bucket, goes as far as there is room, the newest first, WAL before bases that newer
+ones make up for: else a few failed days would make every later envelope too large. What stays behind goes
+with the next ones. The size is exact, and known before the day is claimed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 
@@ -38,8 +41,8 @@ class EnvelopeTooLarge(PitrError):
 class EnvelopePlan:
     """An envelope that can be made: its index, and exactly how large it is.
 
-    `left_behind` are files of older bases for which there was no room; newer bases of the same databases
-    are in it or were delivered before.
+    `left_behind` are files for which there was no room: of days before the newest base of their database,
+    which is in it or was delivered before.
     """
 
     index: EnvelopeIndex
@@ -70,19 +73,24 @@ def plan_envelope(
     units = _units(artifacts)
     waiting = [unit for unit in units if any(file.identity not in delivered for file in unit)]
     newest = _newest_bases(units)
-    optional = [unit for unit in waiting if _is_base(unit) and unit[0].unit not in newest]
-    must = [unit for unit in waiting if unit not in optional]
+    optional = [unit for unit in waiting if _can_wait(unit, newest)]
+    optional.sort(key=lambda unit: (not _is_base(unit), unit[0].day or date.min, unit[0].unit), reverse=True)
+    chosen = [unit for unit in waiting if not _can_wait(unit, newest)]
 
-    chosen = list(must)
-    plan = _lay_out(chosen, day, made_at, recipients)
-    if limit_bytes is not None and plan.size_bytes > limit_bytes:
-        raise _too_large(plan, limit_bytes)
-    for unit in sorted(optional, key=lambda files: (files[0].day or date.min, files[0].unit), reverse=True):
-        trial = _lay_out([*chosen, unit], day, made_at, recipients)
-        if limit_bytes is None or trial.size_bytes <= limit_bytes:
+    def fits(more: Sequence[list[Artifact]]) -> bool:
+        plan = _lay_out([*chosen, *more], day, made_at, recipients)
+        return limit_bytes is None or plan.size_bytes <= limit_bytes
+
+    if not fits([]):
+        raise _too_large(_lay_out(chosen, day, made_at, recipients), limit_bytes or 0)
+    wal = [unit for unit in optional if not _is_base(unit)]
+    chosen += wal[: bisect_left(range(1, len(wal) + 1), True, key=lambda count: not fits(wal[:count]))]
+    for unit in optional[len(wal) :]:
+        if fits([unit]):
             chosen.append(unit)
-            plan = trial
-    left = tuple(file for unit in optional if unit not in chosen for file in unit)
+    plan = _lay_out(chosen, day, made_at, recipients)
+    taken = {unit[0].unit for unit in chosen}
+    left = tuple(file for unit in optional if unit[0].unit not in taken for file in unit)
     return EnvelopePlan(plan.index, plan.index_text, recipients, left)
 
 
@@ -114,13 +122,22 @@ def _is_base(unit: list[Artifact]) -> bool:
     return unit[0].kind is MemberKind.BASE
 
 
-def _newest_bases(units: Iterable[list[Artifact]]) -> set[str]:
+def _can_wait(unit: list[Artifact], newest: Mapping[str | None, tuple[date, str]]) -> bool:
+    """Tell whether newer artifacts of the same database make up for a unit."""
+    first = unit[0]
+    if first.day is None or first.database not in newest:
+        return False
+    day, base = newest[first.database]
+    return first.unit != base if _is_base(unit) else first.day < day
+
+
+def _newest_bases(units: Iterable[list[Artifact]]) -> dict[str | None, tuple[date, str]]:
     newest: dict[str | None, tuple[date, str]] = {}
     for unit in units:
         if _is_base(unit):
             key = (unit[0].day or date.min, unit[0].unit)
             newest[unit[0].database] = max(key, newest.get(unit[0].database, key))
-    return {unit for _, unit in newest.values()}
+    return newest
 
 
 def _too_large(plan: EnvelopePlan, limit_bytes: int) -> EnvelopeTooLarge:

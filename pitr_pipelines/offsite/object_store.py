@@ -104,6 +104,11 @@ class ObjectStore:
     def __repr__(self) -> str:
         return f"ObjectStore({self.place.bucket!r}, prefix={self.place.prefix!r})"
 
+    @property
+    def endpoint_url(self) -> str:
+        """Where requests go, as boto3 has worked it out."""
+        return str(self._writer.meta.endpoint_url)
+
     def key_of(self, name: str) -> str:
         """Return the key of a name in this place."""
         return self.place.prefix + name

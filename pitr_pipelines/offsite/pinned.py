@@ -25,12 +25,24 @@ _LARGE = {MemberKind.BASE, MemberKind.BUNDLE}
 """Kinds that are too large to read twice; their records, which are pinned too, tell them from newer ones."""
 
 
+class NotAsPlanned(ArtifactDamaged):
+    """A file is not the one that was planned: it was replaced since, or is not what its record says."""
+
+    def __init__(self, file: Artifact, path: Path) -> None:
+        super().__init__(
+            f"{path} is not the file that was planned for the envelope",
+            remedy="If it was replaced just now, plan again: nothing was sent. If it stays so, "
+            "`pitr verify` says what is wrong with it.",
+        )
+        self.file = file
+
+
 @contextmanager
 def pinned(plan: EnvelopePlan, root: Path, directory: Path) -> Iterator[Path]:
     """Give every file of a plan a second name below `directory`, for the length of the block.
 
     `directory` is made anew, on the file system of `root`; what a crash left there is removed first. Gives
-    the root from which the envelope is to be streamed. Raises ArtifactDamaged, before anything is sent, if
+    the root from which the envelope is to be streamed. Raises NotAsPlanned, before anything is sent, if
     a file is no longer the one that was planned; StorageFailed where there are no hard links.
     """
     shutil.rmtree(directory, ignore_errors=True)
@@ -71,8 +83,4 @@ def _pin(file: Artifact, root: Path, directory: Path) -> None:
             "this runs as, or that he may write to (see fs.protected_hardlinks).",
         ) from None
     if not same:
-        raise ArtifactDamaged(
-            f"{path} is no longer the file that was planned for the envelope",
-            remedy="If it was replaced just now, plan again: nothing was sent. If it stays so, "
-            "`pitr verify` says what is wrong with it.",
-        )
+        raise NotAsPlanned(file, path)

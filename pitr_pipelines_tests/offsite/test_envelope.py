@@ -52,7 +52,15 @@ def bundle(database: str, hour: str, *, size: int = 1000, making: int = 0) -> li
     stem = f"bundles/{database}/{hour}"
     names = ((f"{stem}.json", MemberKind.RECORD), (f"{stem}.tar.gz", MemberKind.BUNDLE))
     return [
-        Artifact(path=path, kind=kind, database=database, unit=stem, size_bytes=size, sha256=sha(making))
+        Artifact(
+            path=path,
+            kind=kind,
+            database=database,
+            unit=stem,
+            day=date.fromisoformat(hour[:10]),
+            size_bytes=size,
+            sha256=sha(making),
+        )
         for path, kind in names
     ]
 
@@ -76,7 +84,7 @@ units = st.one_of(
     st.builds(
         bundle,
         databases,
-        st.integers(0, 23).map("2026-01-29-{:02}".format),
+        st.builds("2026-01-{:02}-{:02}".format, st.integers(23, 29), st.integers(0, 23)),
         size=st.integers(0, 300_000),
         making=st.integers(0, 2),
     ),
@@ -98,29 +106,46 @@ def test_what_was_not_delivered_goes_and_nothing_goes_twice(
     assert len(index.members) == len(waiting)
 
 
+def newest_bases(world: list[list[Artifact]]) -> dict[str | None, date]:
+    bases = [unit[0] for unit in world if unit[0].kind is MemberKind.BASE]
+    return {
+        base.database: max(other.day or TODAY for other in bases if other.database == base.database)
+        for base in bases
+    }
+
+
 @given(worlds, st.integers(0, 5 * MIB))
-def test_only_older_bases_stay_behind_and_only_for_want_of_room(
+def test_only_what_newer_bases_make_up_for_stays_behind_and_only_for_want_of_room(
     world: list[list[Artifact]], limit: int
 ) -> None:
     everything = [file for unit in world for file in unit]
+    newest = newest_bases(world)
+    must = [unit for unit in world if (unit[0].day or TODAY) >= newest.get(unit[0].database, date.min)]
     try:
         made = plan(everything, limit_bytes=limit)
     except EnvelopeTooLarge:
-        bases = [u for u in world if u[0].kind is MemberKind.BASE]
-        newest = {
-            u[0].database: max(b[0].unit for b in bases if b[0].database == u[0].database) for u in bases
-        }
-        must = [u for u in world if u not in bases or u[0].unit in newest.values()]
-        assert plan([file for unit in must for file in unit]).size_bytes > limit
+        assert plan(file for unit in must for file in unit).size_bytes > limit
         return
     assert made.size_bytes <= limit
     left = identities(made.left_behind)
     assert made.index.delivers | left == identities(everything)
     assert not made.index.delivers & left
-    for file in made.left_behind:
-        newer = [e.artifact for e in made.index.members if e.artifact.kind is MemberKind.BASE]
-        assert file.day is not None
-        assert any(n.database == file.database and n.day and n.day > file.day for n in newer)
+    assert made.index.delivers >= identities(file for unit in must for file in unit)
+
+
+@given(worlds, st.integers(0, 5 * MIB))
+def test_older_wal_goes_newest_first_and_before_older_bases(world: list[list[Artifact]], limit: int) -> None:
+    try:
+        made = plan([file for unit in world for file in unit], limit_bytes=limit)
+    except EnvelopeTooLarge:
+        return
+    left_wal = [file.day for file in made.left_behind if file.kind is MemberKind.BUNDLE]
+    newest = newest_bases(world)
+    for entry in made.index.members:
+        file = entry.artifact
+        older = file.day is not None and file.day < newest.get(file.database, date.min)
+        if file.kind is MemberKind.BUNDLE and older:
+            assert all(day is not None and file.day is not None and day <= file.day for day in left_wal)
 
 
 @given(worlds)
@@ -162,6 +187,20 @@ def test_what_failed_days_left_rides_along_newest_first_as_far_as_there_is_room(
 
     assert made.index.delivers == identities(file for unit in bases[:3] for file in unit)
     assert identities(made.left_behind) == identities(bases[3])
+
+
+def test_in_a_new_bucket_the_history_that_does_not_fit_at_once_follows_in_the_next_envelopes() -> None:
+    days = [TODAY - timedelta(days=back) for back in range(10)]
+    world = [*(base("order-db", day, size=MIB) for day in days)]
+    world += [bundle("order-db", f"{day}-{hour:02}", size=MIB // 8) for day in days for hour in (4, 5)]
+    files = [file for unit in world for file in unit]
+    sent: set[tuple[str, str]] = set()
+
+    for _ in range(20):
+        sent |= plan(files, sent, limit_bytes=6 * MIB).index.delivers
+        if sent == identities(files):
+            return
+    raise AssertionError("it never all went")
 
 
 def test_a_base_that_was_delivered_today_does_not_bring_the_older_ones_back_as_a_must() -> None:
