@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
@@ -59,6 +59,26 @@ class Answer:
     def failed(cls, error: PitrError) -> Answer:
         """Return that a check could not do its work."""
         return cls.of("", {}, [Finding(error.what, error.remedy)])
+
+
+Check = Callable[[], Answer]
+
+
+def answer_of(
+    context: dg.AssetCheckExecutionContext, settings: Settings, key: dg.AssetCheckKey, check: Check
+) -> dg.AssetCheckResult:
+    """Run a check and return what it found; one that cannot do its work has failed."""
+    answer = _answer(settings, check)
+    if answer.problems:
+        context.log.warning(f"{key.to_user_string()}: {answer.text}")
+    return dg.AssetCheckResult(
+        asset_key=key.asset_key,
+        check_name=key.name,
+        passed=not answer.problems,
+        severity=dg.AssetCheckSeverity.ERROR if answer.serious else dg.AssetCheckSeverity.WARN,
+        description=answer.text,
+        metadata=answer.metadata,
+    )
 
 
 def of_base(health: BaseHealth, now: datetime) -> Answer:
@@ -187,3 +207,18 @@ def _hours(span: timedelta) -> dg.FloatMetadataValue:
 
 def _table(rows: Iterable[dict[str, str | float] | dict[str, str]]) -> dg.TableMetadataValue:
     return dg.MetadataValue.table([dg.TableRecord(dict(row)) for row in rows])
+
+
+def _answer(settings: Settings, check: Check) -> Answer:
+    if not settings.backup_root.is_dir():
+        absent = PitrError(
+            f"backup_root {settings.backup_root} is not there",
+            remedy="Is the volume mounted? On a new installation, `pitr init-db` creates it.",
+        )
+        return Answer.failed(absent)
+    try:
+        return check()
+    except PitrError as error:
+        return Answer.failed(error)
+    except OSError as error:
+        return Answer.failed(from_system(error))

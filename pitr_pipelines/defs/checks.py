@@ -7,7 +7,7 @@ happens to one database, the others are checked.
 
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import dagster as dg
@@ -17,8 +17,7 @@ from pitr_pipelines.catalog import health
 from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs import check_results
-from pitr_pipelines.defs.check_results import Answer
-from pitr_pipelines.defs.failures import from_system
+from pitr_pipelines.defs.check_results import Check, answer_of
 from pitr_pipelines.defs.names import (
     BASE_BACKUP,
     CHECK_ARTIFACTS,
@@ -27,7 +26,6 @@ from pitr_pipelines.defs.names import (
     WAL_BUNDLE,
     asset_key,
 )
-from pitr_pipelines.errors import PitrError
 from pitr_pipelines.settings import Settings, asset_name
 
 VERIFIED = "verified"
@@ -35,8 +33,6 @@ INTACT = "intact"
 WAL_CONTINUOUS = "wal_continuous"
 MATCHES_RECORDS = "matches_records"
 WINDOW_COVERS = "window_covers"
-
-Check = Callable[[], Answer]
 
 
 def build_checks(settings: Settings) -> list[dg.AssetChecksDefinition]:
@@ -153,29 +149,4 @@ def _results(
     for key, check in checks.items():
         if key not in context.selected_asset_check_keys:
             continue
-        answer = _answer(settings, check)
-        if answer.problems:
-            context.log.warning(f"{key.to_user_string()}: {answer.text}")
-        yield dg.AssetCheckResult(
-            asset_key=key.asset_key,
-            check_name=key.name,
-            passed=not answer.problems,
-            severity=dg.AssetCheckSeverity.ERROR if answer.serious else dg.AssetCheckSeverity.WARN,
-            description=answer.text,
-            metadata=answer.metadata,
-        )
-
-
-def _answer(settings: Settings, check: Check) -> Answer:
-    if not settings.backup_root.is_dir():
-        absent = PitrError(
-            f"backup_root {settings.backup_root} is not there",
-            remedy="Is the volume mounted? On a new installation, `pitr init-db` creates it.",
-        )
-        return Answer.failed(absent)
-    try:
-        return check()
-    except PitrError as error:
-        return Answer.failed(error)
-    except OSError as error:
-        return Answer.failed(from_system(error))
+        yield answer_of(context, settings, key, check)

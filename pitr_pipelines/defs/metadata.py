@@ -96,7 +96,7 @@ def manifest_metadata(layout: Layout, manifest: Manifest) -> Metadata:
         ),
         "gaps": dg.MetadataValue.int(len(gaps)),
         "problems": dg.MetadataValue.int(len(problems)),
-        "windows": _table(
+        "windows": show_table(
             ("database", "from", "to", "hours", "timeline"),
             (
                 (
@@ -110,7 +110,7 @@ def manifest_metadata(layout: Layout, manifest: Manifest) -> Metadata:
                 for window in held.windows
             ),
         ),
-        "newest_restore_points": _table(
+        "newest_restore_points": show_table(
             ("at", "database", "hour", "kind", "name", "lsn"),
             (
                 (str(p.at), name, str(p.hour), p.kind, p.name or "", "" if p.lsn is None else str(p.lsn))
@@ -121,11 +121,11 @@ def manifest_metadata(layout: Layout, manifest: Manifest) -> Metadata:
     if points:
         metadata["newest_restore_point"] = dg.MetadataValue.timestamp(points[0][1].at)
     if gaps:
-        metadata["missing_segments"] = _table(
+        metadata["missing_segments"] = show_table(
             ("database", "first", "last"), ((name, str(gap.first), str(gap.last)) for name, gap in gaps)
         )
     if problems:
-        metadata["unreadable_records"] = _table(("database", "problem"), problems)
+        metadata["unreadable_records"] = show_table(("database", "problem"), problems)
     return metadata
 
 
@@ -173,7 +173,8 @@ def restore_metadata(report: RestoreReport) -> Metadata:
     return metadata
 
 
-def _table(columns: tuple[str, ...], rows: Iterable[tuple[str | float, ...]]) -> dg.MetadataValue[Any]:
+def show_table(columns: tuple[str, ...], rows: Iterable[tuple[str | float, ...]]) -> dg.MetadataValue[Any]:
+    """Return rows as a table; a column whose first value is no text is one of numbers."""
     rows = list(rows)
     kinds = {
         column: "string" if not rows or isinstance(rows[0][index], str) else "float"

@@ -9,8 +9,10 @@ WAL_ARCHIVE = "wal_archive"
 WAL_BUNDLE = "wal_bundle"
 RESTORED_CLUSTER = "restored_cluster"
 
+OFFSITE_COPY = dg.AssetKey("offsite_copy")
 RESTORE_POINTS = dg.AssetKey("restore_points")
 
+DAILY_OFFSITE_COPY = "daily_offsite_copy"
 DAILY_BASE_BACKUPS = "daily_base_backups"
 HOURLY_BUNDLES = "hourly_bundles"
 REFRESH_RESTORE_POINTS = "refresh_restore_points"

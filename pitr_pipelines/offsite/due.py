@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.inventory import read_base_record
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.errors import ArtifactDamaged, PitrError
 from pitr_pipelines.offsite.budget import day_of
 from pitr_pipelines.offsite_settings import OffsiteSettings
@@ -80,23 +81,18 @@ def without_base(
 
     Bases in `but_for`, named by database and by the day they are filed under, do not count.
     """
-    return tuple(name for name in databases if not _has_base(layout, name, day, zone, but_for))
+    found = {name: base_of_day(layout, name, day, zone) for name in databases}
+    return tuple(name for name, base in found.items() if base is None or (name, base.day) in but_for)
 
 
-def _has_base(
-    layout: Layout,
-    database: str,
-    day: date,
-    zone: ZoneInfo,
-    but_for: Collection[tuple[str | None, date | None]],
-) -> bool:
+def base_of_day(layout: Layout, database: str, day: date, zone: ZoneInfo) -> BaseRecord | None:
+    """Return the base backup of a database that ended on a day of `zone`, if there is one."""
     # Bases are filed under their day in UTC, which differs from the zone's by one at most.
-    noon = datetime(day.year, day.month, day.day, 12, tzinfo=UTC)
-    for days in (-1, 0, 1):
+    for days in (1, 0, -1):
         try:
-            record = read_base_record(layout.base_record(database, (noon + timedelta(days=days)).date()))
+            record = read_base_record(layout.base_record(database, day + timedelta(days=days)))
         except (FileNotFoundError, NotADirectoryError, ArtifactDamaged):
             continue
-        if day_of(record.ended_at, zone) == day and (database, record.day) not in but_for:
-            return True
-    return False
+        if day_of(record.ended_at, zone) == day:
+            return record
+    return None
