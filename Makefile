@@ -30,7 +30,7 @@ help:
 
 env: $(VENV)/.base
 
-demo: $(VENV)/.base $(POSTGRES)
+demo: $(VENV)/.demo $(POSTGRES)
 	@$(BIN)/python -m pitr_pipelines.demo $(if $(ONCE),--once)
 
 test: $(VENV)/.dev $(POSTGRES)
@@ -69,6 +69,11 @@ $(VENV)/.base: requirements/base.txt pyproject.toml | $(BIN)/python
 	@$(PIP) install --no-deps --no-build-isolation --no-index --editable .
 	@touch $@
 
+# What only the demo needs: an S3 server.
+$(VENV)/.demo: requirements/demo.txt $(VENV)/.base | $(BIN)/python
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/demo.txt
+	@touch $@
+
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.base | $(BIN)/python
 	@$(PIP) install --require-hashes --only-binary :all: -r requirements/dev.txt
 	@touch $@
@@ -89,4 +94,6 @@ pins:
 	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group dev --constraints requirements/base.txt --output-file requirements/dev.txt \
 		pyproject.toml requirements/build.in
-	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --group demo --constraints requirements/dev.txt --output-file requirements/demo.txt
+	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt
