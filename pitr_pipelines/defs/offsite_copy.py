@@ -34,6 +34,7 @@ from pitr_pipelines.offsite.budget import CallState, days, read_entry
 from pitr_pipelines.offsite.copy_report import CallFailed, CopyReport, report_of
 from pitr_pipelines.offsite.delivered import read_index
 from pitr_pipelines.offsite.due import Turn, look_when_due
+from pitr_pipelines.offsite.encryption import parse_recipients
 from pitr_pipelines.offsite.standing import Standing, look_at_standing
 from pitr_pipelines.settings import Settings
 
@@ -55,6 +56,8 @@ _UNDER_WAY = [
 def build_offsite_copy(settings: Settings) -> dg.AssetsDefinition:
     """Build the asset. Its partitions are the days of the provider: `api_calls.day_in`."""
     offsite = settings.offsite_copy()
+    if offsite.recipients:
+        parse_recipients(offsite.recipients)  # a key that cannot be used is found now, not at night
 
     @dg.asset(
         key=OFFSITE_COPY,
