@@ -23,6 +23,7 @@ import psycopg
 
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.narrator import Narrator
+from pitr_pipelines.demo.offsite import forget_callers_cloud, open_offsite_place
 from pitr_pipelines.demo.place import abandoned, remove, workplace
 from pitr_pipelines.demo.processes import (
     adopt_orphans,
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The caller's own PGHOST or PGPASSWORD must not lead us elsewhere.
     for name in [name for name in os.environ if name.startswith("PG")]:
         del os.environ[name]
+    forget_callers_cloud()
     narrator = Narrator()
     demo = Demo(narrator, once=given.once)
     _listen_to_signals()
@@ -110,16 +112,19 @@ class Demo:
             f"in {place}; all of it goes away at the end, or when you press Ctrl-C.",
         )
         narrator.chapter("Two servers, prepared by `pitr init-db`; Dagster starts meanwhile")
-        plan = plan_servers(place, binaries, now=datetime.now(UTC))
+        (place / "logs").mkdir()
+        offsite = open_offsite_place(place)
+        plan = plan_servers(place, binaries, now=datetime.now(UTC), offsite=offsite.settings)
         dagster = DagsterUi(place, plan.config)
         servers = set_up_servers(plan, dagster.go_on)
         orders, inventory = servers[ORDER_DB], servers[INVENTORY_DB]
         self._shop = Workload.open(orders.connect, inventory.connect)
         introduce(plan, servers, narrator)
         narrator.say("   the shop is open: orders and payments, goods in and out, all the time")
+        offsite.wait_until_ready()
         dagster.wait_until_ready()
         narrator.say(f"   Dagster is up: {dagster.url}")
-        story = Story(plan, servers, dagster, self._shop, narrator)
+        story = Story(plan, servers, dagster, self._shop, offsite, narrator)
         restored = story.tell()
         self.told = True
         if self.once:

@@ -77,6 +77,14 @@ query Schedules($repository: RepositorySelector!) {
   }
 }
 """
+_SENSOR = """
+query Sensor($selector: SensorSelector!) {
+  sensorOrError(sensorSelector: $selector) { ... on Error { message } ... on Sensor { sensorState { id } } }
+}
+"""
+_STOP = """
+mutation Stop($id: String!) { stopSensor(id: $id) { __typename ... on Error { message } } }
+"""
 _VALUES = ("text", "path", "intValue", "floatValue", "boolValue", "timestamp")
 
 
@@ -171,6 +179,16 @@ class DagsterApi:
             schedule["name"]: schedule["scheduleState"]["status"] == "RUNNING"
             for schedule in answer.get("results", [])
         }
+
+    def stop_sensor(self, name: str) -> None:
+        """Turn a sensor off. Raises DagsterUnavailable if that cannot be done."""
+        selector = {**_IN_REPOSITORY, "sensorName": name}
+        sensor = self.ask(_SENSOR, {"selector": selector})["sensorOrError"]
+        if "sensorState" not in sensor:
+            raise self._unavailable(f"sensor {name}: {sensor.get('message')}")
+        stopped = self.ask(_STOP, {"id": sensor["sensorState"]["id"]})["stopSensor"]
+        if "Error" in stopped["__typename"]:
+            raise self._unavailable(f"sensor {name}: {stopped.get('message')}")
 
     def wait(self, run_id: str, *, timeout_s: float, watch: Callable[[], None]) -> FinishedRun:
         """Return the run once it succeeded; `watch` is called now and then and may raise.

@@ -114,8 +114,10 @@ def choose_binaries() -> Binaries:
     return found[max(found)]
 
 
-def plan_servers(place: Path, binaries: Binaries, *, now: datetime) -> Plan:
-    """Choose ports and passwords and write pitr.yaml; no server runs yet.
+def plan_servers(
+    place: Path, binaries: Binaries, *, now: datetime, offsite: Mapping[str, Any] | None = None
+) -> Plan:
+    """Choose ports and passwords and write pitr.yaml, with `offsite` in it; no server runs yet.
 
     Raises BinariesNotFound if servers cannot run `binaries`, not even a copy of them.
     """
@@ -129,12 +131,16 @@ def plan_servers(place: Path, binaries: Binaries, *, now: datetime) -> Plan:
     with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.writelines(f"127.0.0.1:*:*:{user}:{password}\n" for user, password in passwords.items())
     for directory in ("servers", "logs"):
-        (place / directory).mkdir()
+        (place / directory).mkdir(exist_ok=True)
         (place / directory).chmod(0o755)
     config = place / CONFIG
     config.write_text(
         "# Written by the demo. The passwords are in the file that passfile names.\n"
-        + yaml.safe_dump(_settings(place, binaries, ports, now.astimezone(UTC)), sort_keys=False)
+        + yaml.safe_dump(
+            _settings(place, binaries, ports, now.astimezone(UTC))
+            | ({"offsite": dict(offsite)} if offsite else {}),
+            sort_keys=False,
+        )
     )
     return Plan(place, binaries, ports, passwords, load_settings(config))
 

@@ -21,6 +21,8 @@ from pitr_pipelines.catalog.verify import verify_database
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.moment import TABLES, Moment, all_rows, count_rows, fetch_value, note_moment
 from pitr_pipelines.demo.narrator import Narrator
+from pitr_pipelines.demo.offsite import OffsitePlace
+from pitr_pipelines.demo.offsite_story import OffsiteStory
 from pitr_pipelines.demo.processes import marked_environment
 from pitr_pipelines.demo.runs import Launcher, metadata_of
 from pitr_pipelines.demo.servers import DATABASES, INVENTORY_DB, ORDER_DB, LiveServer, Plan
@@ -66,6 +68,7 @@ class Story:
         servers: Mapping[str, LiveServer],
         dagster: DagsterUi,
         shop: Workload,
+        offsite: OffsitePlace,
         narrator: Narrator,
     ) -> None:
         self.plan = plan
@@ -75,6 +78,7 @@ class Story:
         self.dagster = dagster
         self.shop = shop
         self.narrator = narrator
+        self.offsite = offsite
         self.runs = Launcher(dagster.api, narrator, self.watch)
         self._postmasters = {name: server.cluster.pid() for name, server in servers.items()}
 
@@ -85,17 +89,23 @@ class Story:
         self.narrator.claim(
             f"its schedules are on: {', '.join(on)}", len(on) == len(schedules) > 0, f"there are {schedules}"
         )
+        # It would make the day's call as soon as the base backups are there; here it is a chapter.
+        self.dagster.api.stop_sensor("offsite_copy_due")
         self._take_base_backups()
         self._make_restore_points()
         moment = self._lose_the_table()
         restored = self._restore(moment)
         self._compare(moment, restored)
+        second = OffsiteStory(self.plan, self.offsite, self.orders, self.runs, self.narrator)
+        second.copy_off_site()
+        second.come_back(moment)
         self._show_status()
         return restored
 
     def watch(self) -> None:
         """Raise if anything that should be up is not: Dagster, the workload, a server."""
         self.dagster.check()
+        self.offsite.process.check()
         self.shop.check()
         for name, pid in self._postmasters.items():
             if self.servers[name].cluster.pid() != pid:
