@@ -133,14 +133,13 @@ def plan_servers(
     for directory in ("servers", "logs"):
         (place / directory).mkdir(exist_ok=True)
         (place / directory).chmod(0o755)
+    values = _settings(place, binaries, ports, now.astimezone(UTC))
+    if offsite is not None:
+        values["offsite"] = dict(offsite)
     config = place / CONFIG
     config.write_text(
         "# Written by the demo. The passwords are in the file that passfile names.\n"
-        + yaml.safe_dump(
-            _settings(place, binaries, ports, now.astimezone(UTC))
-            | ({"offsite": dict(offsite)} if offsite else {}),
-            sort_keys=False,
-        )
+        + yaml.safe_dump(values, sort_keys=False)
     )
     return Plan(place, binaries, ports, passwords, load_settings(config))
 
