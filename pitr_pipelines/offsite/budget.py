@@ -182,11 +182,19 @@ def claim(ledger: Path, day: date, *, at: datetime) -> Claim:
     return Claim(day, file)
 
 
-def send(claimed: Claim, carries: CallObject, *, at: datetime) -> LedgerEntry:
+def send(claimed: Claim, carries: CallObject, *, at: datetime, zone: ZoneInfo | None = None) -> LedgerEntry:
     """Put on record, durably, that the call is being made. Only then may its first byte leave.
 
-    Raises ValueError if this claim was used before.
+    With `zone`, in which the provider counts days, only while the claim's day is not over: else the call
+    would be the next day's first, and that day's own its second. Raises BudgetSpent then, and ValueError if
+    this claim was used before.
     """
+    if zone is not None and day_of(at, zone) != claimed.day:
+        raise BudgetSpent(
+            f"the backup call of {claimed.day} was not sent before that day was over",
+            remedy="What it would have delivered goes with the next day's call. Make the call earlier in the "
+            "day, or look why it took so long.",
+        )
     ledger = claimed.ledger_file.parent
     with _locked(ledger):
         entry = read_entry(ledger, claimed.day)

@@ -67,10 +67,13 @@ class S3Server:
 
 def start_s3_server(attempts: int = 5) -> S3Server:
     """Start SeaweedFS; on other ports, if somebody else took one of them in the meantime."""
+    from botocore.exceptions import ClientError
+
     for _ in range(attempts - 1):
         try:
             return _start()
-        except (AssertionError, OSError, RuntimeError):
+        # ClientError: it is somebody else's server that answers.
+        except (AssertionError, OSError, RuntimeError, ClientError):
             continue
     return _start()
 

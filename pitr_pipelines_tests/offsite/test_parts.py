@@ -35,6 +35,7 @@ from pitr_pipelines_tests.offsite.uploads import (
     name_of,
     object_of,
     put,
+    time_for,
     writes_by_kind,
 )
 
@@ -87,7 +88,7 @@ def test_a_part_that_failed_goes_again_and_every_request_is_counted(
     proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path, mishap: Mishap, answer: bytes
 ) -> None:
     proxy.mishap, proxy.answer, proxy.spoils, proxy.mishaps_left = mishap, answer, {"part"}, 2
-    store = in_parts(open_store, answer_timeout_s=1)
+    store = in_parts(open_store, answer_timeout_s=time_for(mishap))
 
     entry = call(tmp_path, store)
 
@@ -95,7 +96,7 @@ def test_a_part_that_failed_goes_again_and_every_request_is_counted(
     assert writes_by_kind(proxy) == ALL_WELL | {"part": 5}
     assert entry.requests is not None
     assert entry.requests["UploadPart"] == 5
-    assert b"".join(store.get_range(store.key_of("envelope"), 0, len(CONTENT))) == CONTENT
+    assert b"".join(open_store().get_range(store.key_of("envelope"), 0, len(CONTENT))) == CONTENT
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_an_upload_that_could_not_be_begun_sends_no_part(
     proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path, mishap: Mishap
 ) -> None:
     proxy.mishap, proxy.answer, proxy.spoils = mishap, answer_of(500, "InternalError"), {"create"}
-    store = in_parts(open_store, answer_timeout_s=1)
+    store = in_parts(open_store, answer_timeout_s=time_for(mishap))
 
     entry = call(tmp_path, store)
 
@@ -169,7 +170,7 @@ def test_one_complete_leaves_and_the_ledger_ends_as_the_store_has_it(
     aborts: int,
 ) -> None:
     proxy.mishap, proxy.answer, proxy.spoils = mishap, answer, {"complete"}
-    store = in_parts(open_store, answer_timeout_s=1)
+    store = in_parts(open_store, answer_timeout_s=time_for(mishap))
 
     entry = call(tmp_path, store)
 
@@ -186,7 +187,7 @@ def test_a_time_out_of_the_complete_is_unknown_until_a_look(
 ) -> None:
     proxy.mishap, proxy.spoils = "swallow-answer", {"complete"}
 
-    outcome = put(in_parts(open_store, answer_timeout_s=1))
+    outcome = put(in_parts(open_store, answer_timeout_s=time_for("swallow-answer")))
 
     assert outcome.verdict is Verdict.UNKNOWN
     assert "look at the store" in outcome.remedy

@@ -13,7 +13,7 @@ from pitr_pipelines.offsite.object_store import ObjectStore
 from pitr_pipelines.offsite.parts import PartsStore
 from pitr_pipelines.offsite.settling import call_id_of, conclude
 from pitr_pipelines_tests.offsite.conftest import StoreMaker
-from pitr_pipelines_tests.offsite.s3_server import CountingProxy, Kind
+from pitr_pipelines_tests.offsite.s3_server import CountingProxy, Kind, Mishap
 
 DAY = date(2026, 3, 1)
 AT = datetime(2026, 3, 1, 3, 0, tzinfo=UTC)
@@ -62,6 +62,11 @@ def object_of(store: ObjectStore) -> CallObject:
         key=store.key_of("envelope"),
         size_bytes=len(CONTENT),
     )
+
+
+def time_for(mishap: Mishap) -> float:
+    """Return how long a store waits for an answer, in seconds: short only where none will come."""
+    return 4 if mishap == "swallow-answer" else 20
 
 
 def writes_by_kind(proxy: CountingProxy) -> dict[Kind, int]:
