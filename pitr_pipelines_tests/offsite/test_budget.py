@@ -264,3 +264,17 @@ def test_looks_that_decide_nothing_are_counted_and_change_nothing_else(tmp_path:
     assert counted == sent.model_copy(update={"reads": 2}) == read_entry(tmp_path, DAY)
     with pytest.raises(ValueError, match="no call of"):
         count_reads(tmp_path, DAY + timedelta(days=1), 1)
+
+
+def test_a_call_is_not_sent_after_the_providers_day_is_over(tmp_path: Path) -> None:
+    """It would be the next day's first call, and that day's own its second."""
+    zone = ZoneInfo("America/Los_Angeles")
+    taken = claim(tmp_path, DAY, at=AT)
+
+    with pytest.raises(BudgetSpent, match="was not sent before that day was over"):
+        send(taken, CARRIES, at=AT + timedelta(hours=9), zone=zone)
+
+    found = read_entry(tmp_path, DAY)
+    assert found is not None
+    assert found.state is CallState.CLAIMED
+    assert send(taken, CARRIES, at=AT + timedelta(hours=8), zone=zone).state is CallState.SENT

@@ -124,19 +124,44 @@ class Budget(RuleBasedStateMachine):
 
     @rule()
     def claims(self) -> None:
-        taken = set(days(self.ledger))
-        day = day_of(self.clock, UTC_ZONE)
-        try:
-            self.callers.append(Caller(claim(self.ledger, day, at=self.clock)))
-        except BudgetSpent:
-            assert any(other >= day for other in taken)
-        else:
-            assert not any(other >= day for other in taken)
+        self._claims()
 
-    @precondition(lambda self: self.callers)
+    @precondition(lambda self: bool(self.callers))
     @rule(data=st.data())
     def says_that_it_sends(self, data: st.DataObject) -> None:
-        caller = data.draw(st.sampled_from(self.callers))
+        self._says_that_it_sends(data.draw(st.sampled_from(self.callers)))
+
+    @precondition(lambda self: any(caller.sent_at and not caller.outcome for caller in self.callers))
+    @rule(data=st.data(), fate=st.sampled_from(Fate))
+    def sends(self, data: st.DataObject, fate: Fate) -> None:
+        ready = [caller for caller in self.callers if caller.sent_at and not caller.outcome]
+        self._sends(data.draw(st.sampled_from(ready)), fate)
+
+    @rule(fate=st.sampled_from(Fate), concludes=st.booleans())
+    def makes_a_call(self, fate: Fate, concludes: bool) -> None:
+        """All at once, as it mostly goes; he may die before he has put on record what became of it."""
+        caller = self._claims()
+        if caller is not None:
+            self._says_that_it_sends(caller)
+            self._sends(caller, fate)
+            if concludes:
+                self._concludes(caller)
+            else:
+                self.callers.remove(caller)
+
+    def _claims(self) -> Caller | None:
+        taken = days(self.ledger)
+        day = day_of(self.clock, UTC_ZONE)
+        try:
+            caller = Caller(claim(self.ledger, day, at=self.clock))
+        except BudgetSpent:
+            assert any(other >= day for other in taken)
+            return None
+        assert not any(other >= day for other in taken)
+        self.callers.append(caller)
+        return caller
+
+    def _says_that_it_sends(self, caller: Caller) -> None:
         carries = CallObject(bucket=PLACE.bucket, key=f"{caller.claimed.day}.tar", size_bytes=SIZE)
         try:
             caller.entry = send(caller.claimed, carries, at=self.clock, zone=UTC_ZONE)
@@ -145,18 +170,14 @@ class Budget(RuleBasedStateMachine):
             assert day_of(self.clock, UTC_ZONE) != caller.claimed.day
             self.callers.remove(caller)
         except ValueError:
-            assert caller.entry is not None
+            assert caller.sent_at is not None
 
-    @precondition(lambda self: any(caller.entry and not caller.outcome for caller in self.callers))
-    @rule(data=st.data(), fate=st.sampled_from(Fate))
-    def sends(self, data: st.DataObject, fate: Fate) -> None:
-        ready = [caller for caller in self.callers if caller.entry and not caller.outcome]
-        caller = data.draw(st.sampled_from(ready))
+    def _sends(self, caller: Caller, fate: Fate) -> None:
         entry = caller.entry
         assert entry is not None
         assert entry.object is not None
-        self.written[entry.day] += 1
         assert caller.sent_at is not None
+        self.written[entry.day] += 1
         self.written_in_truth[caller.sent_at.date()] += 1
         key, call_id = entry.object.key, call_id_of(entry)
         if fate in (Fate.LATE, Fate.LATE_FALSE_SUCCESS):
@@ -166,22 +187,24 @@ class Budget(RuleBasedStateMachine):
             ours = self.store.store(key, call_id)
         caller.outcome = _outcome(fate, ours)
 
-    @precondition(lambda self: any(caller.outcome for caller in self.callers))
-    @rule(data=st.data())
-    def puts_on_record_what_became_of_it(self, data: st.DataObject) -> None:
-        caller = data.draw(st.sampled_from([caller for caller in self.callers if caller.outcome]))
+    def _concludes(self, caller: Caller) -> None:
         assert caller.outcome is not None
         self.callers.remove(caller)
         self.store.requests = {"PutObject": 1}
         entry = conclude(self.ledger, caller.claimed.day, caller.outcome, self.store, at=self.clock)
         assert entry.request_count == 1
 
-    @precondition(lambda self: self.callers)
+    @precondition(lambda self: any(caller.outcome for caller in self.callers))
+    @rule(data=st.data())
+    def puts_on_record_what_became_of_it(self, data: st.DataObject) -> None:
+        self._concludes(data.draw(st.sampled_from([caller for caller in self.callers if caller.outcome])))
+
+    @precondition(lambda self: bool(self.callers))
     @rule(data=st.data())
     def dies(self, data: st.DataObject) -> None:
         self.callers.remove(data.draw(st.sampled_from(self.callers)))
 
-    @precondition(lambda self: self.under_way)
+    @precondition(lambda self: bool(self.under_way))
     @rule(data=st.data())
     def arrives_late(self, data: st.DataObject) -> None:
         late = data.draw(st.sampled_from(self.under_way))
@@ -281,4 +304,4 @@ def _outcome(fate: Fate, ours: bool) -> Outcome:
 
 
 TestBudget = Budget.TestCase
-TestBudget.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+TestBudget.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
