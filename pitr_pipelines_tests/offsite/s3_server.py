@@ -119,6 +119,8 @@ def _start() -> S3Server:
             stdout=log,
             stderr=log,
             cwd=directory,
+            # Without a key of its own it refuses to encrypt what it stores.
+            env=os.environ | {"WEED_S3_SSE_KEY": "as secret as a test's can be"},
             start_new_session=True,
         )
     server = S3Server(s3, process, directory)

@@ -25,17 +25,26 @@ from pitr_pipelines.offsite.parts import (
     part_size,
 )
 from pitr_pipelines_tests.offsite.conftest import StoreMaker
-from pitr_pipelines_tests.offsite.s3_server import ADMIN_KEY, LOCKED_BUCKET, CountingProxy
+from pitr_pipelines_tests.offsite.s3_server import (
+    ADMIN_KEY,
+    LOCKED_BUCKET,
+    CountingProxy,
+    S3Server,
+    self_signed,
+)
 from pitr_pipelines_tests.offsite.uploads import (
+    ALL_WELL,
     AT,
     CONTENT,
     DAY,
     MIB,
+    PART,
     Stream,
     answer_of,
     header_of,
     in_parts,
     put,
+    writes_by_kind,
 )
 
 
@@ -68,10 +77,26 @@ def test_object_lock_tags_and_class_are_those_of_the_settings(
 
 
 @pytest.mark.parametrize("unit", ["request", "upload"])
-def test_encryption_by_the_store_is_asked_for_in_the_request_that_makes_the_object(
+def test_the_store_encrypts_what_it_keeps_if_settings_say_so(
     proxy: CountingProxy, open_store: StoreMaker, unit: str
 ) -> None:
-    """The test server has no key to encrypt with, so what is held against the settings is the request."""
+    store = in_parts(open_store, sse="AES256") if unit == "upload" else open_store(sse="AES256")
+
+    outcome = put(store)
+
+    assert outcome.verdict is Verdict.STORED, outcome
+    key = store.key_of("envelope")
+    reader: Any = store._reader
+    assert reader.head_object(Bucket=store.place.bucket, Key=key)["ServerSideEncryption"] == "AES256"
+    assert b"".join(store.get_range(key, 0, len(CONTENT))) == CONTENT
+    assert b"".join(store.get_range(key, PART - 100, 200)) == CONTENT[PART - 100 : PART + 100]
+
+
+@pytest.mark.parametrize("unit", ["request", "upload"])
+def test_a_key_of_kms_is_named_in_the_request_that_makes_the_object(
+    proxy: CountingProxy, open_store: StoreMaker, unit: str
+) -> None:
+    """The test server has no KMS: what is held against the settings is the request."""
     proxy.mishap, proxy.answer = "answer", answer_of(501, "NotImplemented")
     settings: dict[str, object] = {"sse": "aws:kms", "sse_kms_key_id": "a-key"}
     store = in_parts(open_store, **settings) if unit == "upload" else open_store(**settings)
@@ -83,6 +108,21 @@ def test_encryption_by_the_store_is_asked_for_in_the_request_that_makes_the_obje
     assert kind == ("create" if unit == "upload" else "put")
     assert header_of(lines, "x-amz-server-side-encryption") == "aws:kms"
     assert header_of(lines, "x-amz-server-side-encryption-aws-kms-key-id") == "a-key"
+
+
+def test_over_tls_it_is_one_upload_too(s3_server: S3Server, open_store: StoreMaker, tmp_path: Path) -> None:
+    certificate, context = self_signed(tmp_path)
+    proxy = CountingProxy(s3_server.port, tls=context)
+    try:
+        store = in_parts(open_store, endpoint_url=proxy.url, ca_bundle=str(certificate))
+        outcome = put(store)
+        given = b"".join(store.get_range(store.key_of("envelope"), 0, len(CONTENT)))
+    finally:
+        proxy.stop()
+
+    assert outcome.verdict is Verdict.STORED, outcome
+    assert given == CONTENT
+    assert writes_by_kind(proxy) == ALL_WELL
 
 
 def test_every_request_of_an_upload_says_what_makes_it_safe(

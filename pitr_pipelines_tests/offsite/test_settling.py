@@ -163,17 +163,34 @@ def test_a_store_that_does_not_answer_settles_nothing(open_store: StoreMaker, tm
     assert "could not be reached" in said
 
 
-def test_another_bucket_in_the_settings_is_not_asked(
-    proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path
+@pytest.mark.parametrize("other", [{"bucket": "other"}, {"endpoint_url": "http://127.0.0.1:1"}], ids=repr)
+def test_another_place_in_the_settings_is_not_asked(
+    proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path, other: dict[str, str]
 ) -> None:
+    """That it does not have the object would prove nothing."""
     send(claim(tmp_path, DAY, at=AT), _object(open_store()), at=AT)
 
-    settled, said = settle(tmp_path, DAY, open_store(bucket="other"), at=AT + 2 * PATIENCE)
+    settled, said = settle(tmp_path, DAY, open_store(**other), at=AT + 2 * PATIENCE)
 
     assert settled is not None
-    assert settled.state is CallState.SENT
+    assert (settled.state, settled.reads) == (CallState.SENT, 0)
     assert "another" in said
     assert proxy.requests == {}
+
+
+def test_a_large_upload_under_way_is_given_the_time_that_it_may_take() -> None:
+    large = CallObject(bucket="b", key="k", size_bytes=10**12)
+    entry = LedgerEntry(day=DAY, state=CallState.CLAIMED, claimed_at=AT, claimed_by="here, process 1")
+    sent = entry.then(CallState.SENT, at=AT, carries=large)
+    unknown = sent.then(CallState.UNKNOWN, at=AT + timedelta(hours=7), said="no answer")
+
+    def state(of: LedgerEntry, after: timedelta) -> CallState | None:
+        return decide(of, None, at=AT + after, patience=PATIENCE).state
+
+    assert state(sent, timedelta(days=46)) is None
+    assert state(sent, timedelta(days=47)) is CallState.REFUSED
+    assert state(unknown, timedelta(hours=12)) is None
+    assert state(unknown, timedelta(hours=13)) is CallState.REFUSED
 
 
 ENTRIES = st.builds(
