@@ -193,6 +193,8 @@ def _conclusion(entry: LedgerEntry, outcome: Outcome, store: Store, *, at: datet
         update={"state": CallState.UNKNOWN, "ended_at": at.astimezone(UTC), "code": outcome.code}
     )
     decision = decide(answered, found, at=at, patience=PATIENCE)
+    if stored and decision.state is CallState.CONFIRMED:
+        return Decision(CallState.CONFIRMED, f"{outcome.said}, and seen there")
     return Decision(decision.state or CallState.UNKNOWN, f"{outcome.said}; {decision.said}")
 
 
