@@ -113,7 +113,8 @@ _REMEDIES = {
     "`prefix`.",
     "AccessDenied": "The credentials are valid but may not do this: allow s3:PutObject (s3:GetObject and "
     "s3:ListBucket to read; also PutObjectTagging and PutObjectRetention where configured, and "
-    "AbortMultipartUpload for unit `upload`), look at the key's policy if `sse` is aws:kms, and at whose bucket it is.",
+    "AbortMultipartUpload for unit `upload`), look at the key's policy if `sse` is aws:kms, and at whose "
+    "bucket it is.",
     "SignatureDoesNotMatch": "The secret key is not that of the access key. " + _CREDENTIALS,
     "InvalidAccessKeyId": "The store does not know the access key. " + _CREDENTIALS,
     "ExpiredToken": "The session is over: get new credentials (`aws sso login`, or whatever issues them).",

@@ -182,6 +182,20 @@ def test_one_complete_leaves_and_the_ledger_ends_as_the_store_has_it(
     assert (store.head(store.key_of("envelope")) is not None) == stored
 
 
+def test_an_upload_whose_maker_died_behind_it_is_settled_from_the_store(
+    proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path
+) -> None:
+    store = in_parts(open_store)
+    entry = send(claim(tmp_path, DAY, at=AT), object_of(store), at=AT)
+    put(store, call_id=call_id_of(entry))
+
+    settled, _ = settle(tmp_path, DAY, open_store(), at=AT)
+
+    assert settled is not None
+    assert (settled.state, settled.requests, settled.reads) == (CallState.CONFIRMED, None, 1)
+    assert writes_by_kind(proxy) == ALL_WELL
+
+
 def test_a_time_out_of_the_complete_is_unknown_until_a_look(
     proxy: CountingProxy, open_store: StoreMaker
 ) -> None:
