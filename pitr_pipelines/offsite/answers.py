@@ -4,16 +4,16 @@ Only what is certain is called so, since the ledger's states are final:
 
 - **stored**: a success with an ETag, and with our own checksum if it names one. A success without an ETag
   is not S3's (a captive portal, an interim answer taken for the last): unknown. One who answers with an ETag
-  of his own before the object was sent is believed; a look at the store would tell.
+  of his own is believed here: settling.py looks at the store before the ledger says confirmed.
 - **refused**: nothing of the object left this machine (no route, name, TLS or credentials: the body was
   not begun, and a request without its body makes no object); or we held the end of the body back ourselves;
-  or the store answered with a 4xx, which S3 gives instead of storing: 403, 404 NoSuchBucket, 412 (the name
-  is taken; it never replaces an object then), 400 (a checksum that differs, an expired token); or it told us
-  to come back: 503 SlowDown or ServiceUnavailable, 501; or that the bucket lives elsewhere: 301
-  PermanentRedirect.
+  or the store answered with a 4xx, which S3 gives instead of storing: 403, 404 NoSuchBucket, 400 (a checksum
+  that differs, an expired token); or it told us to come back: 503 SlowDown or ServiceUnavailable, 501; or
+  that the bucket lives elsewhere: 301 PermanentRedirect.
 - **unknown**: everything else. No answer after the body was begun (time-out, reset), since it may have
   arrived; 500, 502 and 504, which S3 or something before it gives when it does not know either; 503 without
-  S3's words; 408; another redirect, since the one who sends it may have stored the object. A look at the
+  S3's words; 408; another redirect, since the one who sends it may have stored the object; 412 and 409: the
+  name is taken, but a proxy that repeats requests on its own may have let our object take it. A look at the
   store settles these (settling.py).
 
 Nothing here sends or reads anything. No text here holds a secret: what a server said is shown only with
@@ -56,9 +56,16 @@ class Outcome:
 
 
 class StoreUnavailable(PitrError):
-    """The store does not answer, or does not let us read. Nothing was changed."""
+    """The store does not answer, or does not let us read. Nothing was changed.
+
+    `forbidden` tells that it answered, and that we may not look (401, 403).
+    """
 
     exit_code = 12
+
+    def __init__(self, what: str, *, remedy: str, forbidden: bool = False) -> None:
+        super().__init__(what, remedy=remedy)
+        self.forbidden = forbidden
 
 
 class SecondWrite(PitrError):
@@ -77,6 +84,12 @@ _SAFE_TO_REFUSE = {
 }
 """S3's words that mean "not stored", whatever the status they come with."""
 
+NAME_TAKEN = "PreconditionFailed"
+"""S3's word for 412: there is an object of that name, and it was left alone."""
+
+_PERHAPS_OURS = {NAME_TAKEN, "ConditionalRequestConflict", "NoSuchUpload"}
+"""Answers to a second of two equal requests, should something on the way have made two of ours."""
+
 _CREDENTIALS = (
     "Look at the credentials that boto3 finds here (environment, ~/.aws, `profile`): "
     "`aws sts get-caller-identity` with the same settings shows whose they are."
@@ -94,13 +107,14 @@ _FORBIDDEN = (
 )
 
 _REMEDIES = {
-    "PreconditionFailed": "An object of that name is there and was left alone. Is another machine writing to "
+    NAME_TAKEN: "An object of that name is there and was left alone. Is another machine writing to "
     "the same bucket and prefix? Give each its own `prefix`.",
     "ConditionalRequestConflict": "Somebody writes the same name at the same time. Give each machine its own "
     "`prefix`.",
     "AccessDenied": "The credentials are valid but may not do this: allow s3:PutObject (s3:GetObject and "
-    "s3:ListBucket to read; also PutObjectTagging and PutObjectRetention where configured), look at the "
-    "key's policy if `sse` is aws:kms, and at whose bucket it is.",
+    "s3:ListBucket to read; also PutObjectTagging and PutObjectRetention where configured, and "
+    "AbortMultipartUpload for unit `upload`), look at the key's policy if `sse` is aws:kms, and at whose "
+    "bucket it is.",
     "SignatureDoesNotMatch": "The secret key is not that of the access key. " + _CREDENTIALS,
     "InvalidAccessKeyId": "The store does not know the access key. " + _CREDENTIALS,
     "ExpiredToken": "The session is over: get new credentials (`aws sso login`, or whatever issues them).",
@@ -123,7 +137,7 @@ _REMEDIES = {
     "SlowDown": "The store is busy. What was not delivered goes with the next call.",
     "ServiceUnavailable": "The store is down. What was not delivered goes with the next call.",
 }
-_LATER = "What was not delivered goes with the next call."
+LATER = "What was not delivered goes with the next call."
 _LOOK = "A look at the store will tell; it is never sent a second time."
 
 _TROUBLE = {
@@ -165,7 +179,8 @@ def of_success(response: dict[str, Any], checksum: str) -> Outcome:
             Verdict.UNKNOWN, f"an answer {status} that is not S3's: it has no ETag", _LOOK, code=str(status)
         )
     theirs = response.get("ChecksumSHA256")
-    if theirs and theirs != checksum:
+    # Of an object in parts, it is that of the parts' checksums, and their number behind it.
+    if theirs and theirs.partition("-")[0] != checksum.partition("-")[0]:
         return Outcome(
             Verdict.UNKNOWN,
             f"the store says that it stored something else: SHA-256 {theirs}, and {checksum} was sent",
@@ -186,9 +201,33 @@ def of_answer(status: int, code: str, message: str) -> Outcome:
     certain = 400 <= status < 500 and status != 408 and code != "RequestTimeout"
     certain = certain or (code in _SAFE_TO_REFUSE and status != 500)
     said = said_by(status, code, message)
+    if status in (409, 412) or code in _PERHAPS_OURS:
+        # Without a body, botocore gives the status for S3's word.
+        word = NAME_TAKEN if status == 412 else code
+        return Outcome(Verdict.UNKNOWN, said, remedy_of(word, status), code=word)
     if certain:
         return Outcome(Verdict.REFUSED, said, remedy_of(code, status), code=code)
     return Outcome(Verdict.UNKNOWN, said, _LOOK, code=code)
+
+
+def is_answer(error: BaseException) -> bool:
+    """Tell whether botocore's error is an answer of the store, and not the want of one."""
+    from botocore.exceptions import ClientError
+
+    return isinstance(error, ClientError)
+
+
+def status_of(error: Any) -> int:
+    """Return the HTTP status of an error that is an answer; 0 if it has none."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def of_error(error: Any, *, started: bool) -> Outcome:
+    """Return what it means for the write that botocore raised; `started`: was the body begun?"""
+    if is_answer(error):
+        answer = error.response.get("Error", {})
+        return of_answer(status_of(error), answer.get("Code", ""), answer.get("Message", ""))
+    return of_trouble(error, started=started)
 
 
 def of_trouble(error: BaseException, *, started: bool) -> Outcome:
@@ -196,7 +235,7 @@ def of_trouble(error: BaseException, *, started: bool) -> Outcome:
     said, remedy = trouble(error)
     if started:
         return Outcome(Verdict.UNKNOWN, f"{said} after the upload had begun", f"{remedy} {_LOOK}")
-    return Outcome(Verdict.REFUSED, f"{said}; nothing of the object was sent", f"{remedy} {_LATER}")
+    return Outcome(Verdict.REFUSED, f"{said}; nothing of the object was sent", f"{remedy} {LATER}")
 
 
 def of_held_back(reason: str) -> Outcome:
@@ -204,7 +243,7 @@ def of_held_back(reason: str) -> Outcome:
     return Outcome(
         Verdict.REFUSED,
         f"the object could not be read as announced, and its end was not sent: {reason}",
-        "Does something else write to the artifacts, or is the disk failing? " + _LATER,
+        "Does something else write to the artifacts, or is the disk failing? " + LATER,
     )
 
 
@@ -222,8 +261,8 @@ def remedy_of(code: str, status: int) -> str:
         # What HEAD is answered, which has no body to say more in.
         return _FORBIDDEN
     if status == 412:
-        return _REMEDIES["PreconditionFailed"]
-    return "Look up the store's word for it, and the settings of the off-site copy. " + _LATER
+        return _REMEDIES[NAME_TAKEN]
+    return "Look up the store's word for it, and the settings of the off-site copy. " + LATER
 
 
 def trouble(error: BaseException) -> tuple[str, str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -81,7 +82,9 @@ class LedgerEntry(BaseModel):
     """One day of the ledger.
 
     `claimed_by` is a host and a process number; `said` is what the store answered, or why it is not
-    known what it did. `reads` counts the looks at the store that settled it: those are no backup calls.
+    known what it did; `code` is S3's word for it, if it was an error. `requests` counts, by S3's name for
+    them, the requests that left for it: one PutObject, or those of one upload in parts; None if that is not
+    known. `reads` counts those that left for looks at what became of it: they are no backup calls.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,12 +99,25 @@ class LedgerEntry(BaseModel):
     sent_at: Moment | None = None
     ended_at: Moment | None = None
     said: str | None = None
+    code: str | None = None
+    requests: dict[str, int] | None = None
     reads: int = 0
+
+    @property
+    def request_count(self) -> int | None:
+        """How many requests left for it; None if that is not known, as when its maker died."""
+        return None if self.requests is None else sum(self.requests.values())
 
     @property
     def is_settled(self) -> bool:
         """Is it known for good what became of the call?"""
         return not _STEPS[self.state]
+
+    def says_already(self, state: CallState) -> bool:
+        """Tell whether it is on record already that a call ended so, or better known than that."""
+        if state is CallState.UNKNOWN:
+            return self.is_settled or self.state is CallState.UNKNOWN
+        return self.is_settled and self.state is state
 
     def then(
         self, state: CallState, *, at: datetime, said: str | None = None, carries: CallObject | None = None
@@ -166,11 +182,19 @@ def claim(ledger: Path, day: date, *, at: datetime) -> Claim:
     return Claim(day, file)
 
 
-def send(claimed: Claim, carries: CallObject, *, at: datetime) -> LedgerEntry:
+def send(claimed: Claim, carries: CallObject, *, at: datetime, zone: ZoneInfo | None = None) -> LedgerEntry:
     """Put on record, durably, that the call is being made. Only then may its first byte leave.
 
-    Raises ValueError if this claim was used before.
+    With `zone`, in which the provider counts days, only while the claim's day is not over: else the call
+    would be the next day's first, and that day's own its second. Raises BudgetSpent then, and ValueError if
+    this claim was used before.
     """
+    if zone is not None and day_of(at, zone) != claimed.day:
+        raise BudgetSpent(
+            f"the backup call of {claimed.day} was not sent before that day was over",
+            remedy="What it would have delivered goes with the next day's call. Make the call earlier in the "
+            "day, or look why it took so long.",
+        )
     ledger = claimed.ledger_file.parent
     with _locked(ledger):
         entry = read_entry(ledger, claimed.day)
@@ -181,17 +205,45 @@ def send(claimed: Claim, carries: CallObject, *, at: datetime) -> LedgerEntry:
     return entry
 
 
-def end(ledger: Path, day: date, state: CallState, *, at: datetime, said: str, reads: int = 0) -> LedgerEntry:
+def end(
+    ledger: Path,
+    day: date,
+    state: CallState,
+    *,
+    at: datetime,
+    said: str,
+    code: str | None = None,
+    reads: int = 0,
+    requests: Mapping[str, int] | None = None,
+) -> LedgerEntry:
     """Put on record what became of a day's call, as its answer or a look at the store has shown.
 
-    `reads` is how many looks it took. Raises ValueError if that is not what can follow.
+    `reads` is how many looks it took, `requests` how many requests left for the call, by kind, if that is
+    known here. Where another has put the same on record before, or more than unknown, his word stays, and
+    only the counts are added. Raises ValueError if the state is not what can follow.
     """
     with _locked(ledger):
-        entry = read_entry(ledger, day)
-        if entry is None:
-            raise ValueError(f"no call of {day} is on the ledger {ledger}")
-        entry = entry.then(state, at=at, said=said).model_copy(update={"reads": entry.reads + reads})
+        entry = _entry_to_change(ledger, day)
+        if not entry.says_already(state):
+            entry = entry.then(state, at=at, said=said).model_copy(update={"code": code or entry.code})
+        counts: dict[str, object] = {"reads": entry.reads + reads}
+        if requests is not None:
+            counts["requests"] = dict(requests)
+        entry = entry.model_copy(update=counts)
         _write(_file(ledger, day), entry)
+    return entry
+
+
+def count_reads(ledger: Path, day: date, reads: int) -> LedgerEntry:
+    """Put on record that looks were made at what became of a day's call, which decided nothing.
+
+    Raises ValueError if the day was never claimed.
+    """
+    with _locked(ledger):
+        entry = _entry_to_change(ledger, day)
+        if reads:
+            entry = entry.model_copy(update={"reads": entry.reads + reads})
+            _write(_file(ledger, day), entry)
     return entry
 
 
@@ -255,6 +307,13 @@ def days(ledger: Path) -> list[date]:
             except ValueError:
                 continue
     return sorted(found)
+
+
+def _entry_to_change(ledger: Path, day: date) -> LedgerEntry:
+    entry = read_entry(ledger, day)
+    if entry is None:
+        raise ValueError(f"no call of {day} is on the ledger {ledger}")
+    return entry
 
 
 def _locked(ledger: Path) -> AbstractContextManager[None]:

@@ -22,21 +22,22 @@ from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
 from pitr_pipelines.errors import ArtifactDamaged, BadRequest, StorageFailed
 from pitr_pipelines.offsite import budget
-from pitr_pipelines.offsite.answers import Outcome, StoreUnavailable, Verdict
+from pitr_pipelines.offsite.answers import Outcome, StoreUnavailable
 from pitr_pipelines.offsite.artifacts import find_artifacts
 from pitr_pipelines.offsite.budget import BudgetSpent, CallObject, CallState, LedgerEntry
 from pitr_pipelines.offsite.copy_report import CallFailed, CopyReport, report_of
 from pitr_pipelines.offsite.delivered import delivered, envelope_key, keep_index, read_index
 from pitr_pipelines.offsite.due import look_when_due, without_base
 from pitr_pipelines.offsite.encryption import Recipients, parse_recipients
-from pitr_pipelines.offsite.envelope import SINGLE_PUT_BYTES, EnvelopePlan, plan_envelope
+from pitr_pipelines.offsite.envelope import EnvelopePlan, plan_envelope
 from pitr_pipelines.offsite.envelope_index import Artifact
 from pitr_pipelines.offsite.envelope_stream import EnvelopeStream
 from pitr_pipelines.offsite.gather import gather
 from pitr_pipelines.offsite.object_store import ObjectStore
+from pitr_pipelines.offsite.parts import largest_object, open_store
 from pitr_pipelines.offsite.pinned import NotAsPlanned, pinned
 from pitr_pipelines.offsite.reachability import check_reachable
-from pitr_pipelines.offsite.settling import call_id_of, settle
+from pitr_pipelines.offsite.settling import call_id_of, conclude, settle
 from pitr_pipelines.offsite.soundness import find_unsound
 from pitr_pipelines.progress import Report, silent
 from pitr_pipelines.settings import Settings
@@ -49,11 +50,6 @@ LOOKS_S = (0.0, 2.0, 10.0)
 _SETTLED_DAYS = 60
 """How many days back what became of a call is still asked for."""
 _LEDGER_ROOM_BYTES = 4 * 1024 * 1024
-_STATE_OF = {
-    Verdict.STORED: CallState.CONFIRMED,
-    Verdict.REFUSED: CallState.REFUSED,
-    Verdict.UNKNOWN: CallState.UNKNOWN,
-}
 
 Clock = Callable[[], datetime]
 
@@ -90,7 +86,16 @@ def make_copy(
             f"backup_root {layout.root} is not there", remedy="Is the volume mounted? Then ask again."
         )
     recipients = parse_recipients(offsite.recipients) if offsite.recipients else None
-    work = _Call(settings, layout, ObjectStore(offsite.store), recipients, clock, tuple(looks_s), report, log)
+    work = _Call(
+        settings,
+        layout,
+        open_store(offsite.store, offsite.api_calls.unit),
+        recipients,
+        clock,
+        tuple(looks_s),
+        report,
+        log,
+    )
     with durable.exclusive_lock(layout.ledger / ".sending", subject="the off-site copy", wait=False):
         return work.carry_out(day, wait=wait)
 
@@ -198,7 +203,7 @@ class _Call:
             made_at=self.clock(),
             delivered=delivered(self.layout, self.store.place),
             recipients=self.recipients,
-            limit_bytes=SINGLE_PUT_BYTES,
+            limit_bytes=largest_object(self.settings.offsite_copy().api_calls.unit),
         )
         self.log(f"{len(plan.index.members)} files are to go: {show_bytes(plan.size_bytes)} in one object")
         return plan
@@ -243,9 +248,7 @@ class _Call:
         return done
 
     def _end(self, day: date, outcome: Outcome) -> LedgerEntry:
-        entry = budget.end(
-            self.layout.ledger, day, _STATE_OF[outcome.verdict], at=self.clock(), said=outcome.said
-        )
+        entry = conclude(self.layout.ledger, day, outcome, self.store, at=self.clock())
         for wait_s in self.looks_s:
             if entry.is_settled:
                 break

@@ -26,10 +26,6 @@ from pitr_pipelines.offsite.envelope_index import (
 )
 from pitr_pipelines.units import show_bytes
 
-SINGLE_PUT_BYTES = 5 * 1024**3
-"""The largest object that one PUT request may create.
-Source: https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html"""
-
 
 class EnvelopeTooLarge(PitrError):
     """What must go does not fit into one request. Nothing was sent, and the day is not claimed."""
@@ -62,7 +58,7 @@ def plan_envelope(
     made_at: datetime,
     delivered: Collection[tuple[str, str]] = frozenset(),
     recipients: Recipients | None = None,
-    limit_bytes: int | None = SINGLE_PUT_BYTES,
+    limit_bytes: int | None = None,
 ) -> EnvelopePlan:
     """Decide what goes into the envelope of a day, and where in it each file lies.
 

@@ -1,4 +1,4 @@
-"""The body of the one write request: framed, of a length known beforehand, and whole or nothing.
+"""The body of a write request: framed, of a length known beforehand, and whole or nothing.
 
 The object goes as S3's `aws-chunked`, with its SHA-256 in a trailer behind the last byte: so it is read
 once, nothing of it is kept, and the store compares what arrived before it makes an object of it. That
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from typing import Protocol
+from typing import Any, Protocol
 
 CHUNK_BYTES = 1024 * 1024
 TRAILER = "x-amz-checksum-sha256"
@@ -54,6 +54,20 @@ class FramedBody:
         """Return how many bytes the body takes on the wire, frames included."""
         full, rest = divmod(self._size_bytes, CHUNK_BYTES)
         return full * _frame_bytes(CHUNK_BYTES) + (_frame_bytes(rest) if rest else 0) + _LAST_FRAME_BYTES
+
+    def put_into(self, request: Any) -> None:
+        """Make this the body of a request of botocore's that is about to be signed."""
+        request.data = self
+        request.headers["Expect"] = "100-continue"
+        request.headers["Content-Encoding"] = "aws-chunked"
+        request.headers["Content-Length"] = str(self.wire_bytes)
+        request.headers["X-Amz-Decoded-Content-Length"] = str(self._size_bytes)
+        request.headers["X-Amz-Trailer"] = TRAILER
+        request.headers["X-Amz-Sdk-Checksum-Algorithm"] = "SHA256"
+        # From this the signer knows that a checksum follows: it signs STREAMING-UNSIGNED-PAYLOAD-TRAILER.
+        request.context["checksum"] = {
+            "request_algorithm": {"algorithm": "sha256", "in": "trailer", "name": TRAILER}
+        }
 
     @property
     def checksum(self) -> str:

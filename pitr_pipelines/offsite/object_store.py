@@ -3,8 +3,9 @@
 The promise of `put`: exactly one HTTP request leaves for it, or none. Nothing is looked at before it (no
 HEAD, no list, no bucket made), botocore's retries are off, region redirects (which botocore would first ask
 the bucket about) are not followed, and below all that a guard sits where requests are handed to the
-connection, which lets one pass and stops every other of this store's write client for good. An instance
-writes once; who wants to write again must open another, with another day's claim in hand.
+connection, which lets one pass and stops every other of this store's write client for good (wire.py). An
+instance writes once; who wants to write again must open another, with another day's claim in hand. What is
+larger than one request carries goes in parts, if settings allow it (parts.py).
 
 `Expect: 100-continue` is sent: it is the same request, and it lets the store refuse before the gigabytes
 have gone. No second one can come of it, since the body cannot be rewound.
@@ -22,22 +23,21 @@ Nothing here is printed with a secret in it, and no place but the store is ever 
 
 from __future__ import annotations
 
-import os
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from pitr_pipelines.errors import BadRequest, SettingsError
-from pitr_pipelines.offsite import answers
-from pitr_pipelines.offsite.answers import Outcome, SecondWrite, StoreUnavailable, Verdict
-from pitr_pipelines.offsite.framing import TRAILER, FramedBody, Readable
+from pitr_pipelines.errors import BadRequest
+from pitr_pipelines.offsite import answers, wire
+from pitr_pipelines.offsite.answers import Outcome, StoreUnavailable, Verdict
+from pitr_pipelines.offsite.framing import FramedBody, Readable
 from pitr_pipelines.offsite_settings import Place
 
 if TYPE_CHECKING:
-    import boto3
     from botocore.client import BaseClient
 
 MAX_PUT_BYTES = 5 * 1024**3
@@ -72,7 +72,7 @@ class Listed:
 
 
 class ObjectStore:
-    """One place in a store of objects. `writes` and `reads` count the HTTP requests that left for it.
+    """One place in a store of objects. `reads` counts the HTTP requests that left for a look.
 
     Keys are whole: `key_of` puts the place's prefix before a name, nothing else does. Not for several
     threads at once.
@@ -85,21 +85,12 @@ class ObjectStore:
         there are none, or the profile or CA bundle is not there: before a day is claimed for nothing.
         """
         self.place = place
-        self.writes = 0
         self.reads = 0
-        self._used = False
-        self._session = _session(place)
-        secrets = _secrets(self._session)
+        self._session = wire.session_of(place)
+        secrets = wire.secrets_of(self._session)
         # A closure, so that nobody who prints what this holds prints them.
         self._clean: Callable[[str], str] = lambda text: answers.without_secrets(text, secrets)
-        if place.ca_bundle and not os.access(place.ca_bundle, os.R_OK):
-            raise SettingsError(
-                f"the file {place.ca_bundle} of `ca_bundle` cannot be read",
-                remedy="Correct the path, or let the user this runs as read it.",
-            )
-        self._writer = _client(self._session, place, attempts=1)
-        self._writer.meta.events.register_first("before-send.s3", self._guard)
-        self._writer.meta.events.register("before-call.s3", _stay_in_region)
+        self._writer = wire.WriteClient(self._session, place)
 
     def __repr__(self) -> str:
         return f"ObjectStore({self.place.bucket!r}, prefix={self.place.prefix!r})"
@@ -107,7 +98,17 @@ class ObjectStore:
     @property
     def endpoint_url(self) -> str:
         """Where requests go, as boto3 has worked it out."""
-        return str(self._writer.meta.endpoint_url)
+        return self._writer.endpoint_url
+
+    @property
+    def requests(self) -> Counter[str]:
+        """Count, by S3's name of the request, every one that left for a write."""
+        return +self._writer.requests
+
+    @property
+    def writes(self) -> int:
+        """How many write requests left, of whatever kind."""
+        return self._writer.requests.total()
 
     def key_of(self, name: str) -> str:
         """Return the key of a name in this place."""
@@ -136,41 +137,13 @@ class ObjectStore:
                 f"{size_bytes} bytes do not go in one request: S3 takes 5 GiB ({MAX_PUT_BYTES} bytes)",
                 remedy="Compress more, use incremental base backups, or back up fewer databases with it.",
             )
-        if self._used:
-            raise _second_write()
-        self._used = True
+        self._writer.allow({wire.PUT: 1})
         framed = FramedBody(body, size_bytes, sha256=sha256)
-        events = self._writer.meta.events
-
-        def as_frames(request: Any, **_: Any) -> None:
-            # Just before signing: botocore itself would read a body over http twice, to sum it and to sign.
-            request.data = framed
-            request.headers["Expect"] = "100-continue"
-            request.headers["Content-Encoding"] = "aws-chunked"
-            request.headers["Content-Length"] = str(framed.wire_bytes)
-            request.headers["X-Amz-Decoded-Content-Length"] = str(size_bytes)
-            request.headers["X-Amz-Trailer"] = TRAILER
-            request.headers["X-Amz-Sdk-Checksum-Algorithm"] = "SHA256"
-            # From this the signer knows that a checksum follows: it signs STREAMING-UNSIGNED-PAYLOAD-TRAILER.
-            request.context["checksum"] = {
-                "request_algorithm": {"algorithm": "sha256", "in": "trailer", "name": TRAILER}
-            }
-
-        events.register("before-sign.s3.PutObject", as_frames)
+        parameters = self._describe(key, size_bytes, call_id, at) | {"IfNoneMatch": "*"}
         try:
-            outcome = self._put(framed, self._parameters(key, size_bytes, call_id, at))
+            return self._cleaned(self._put(framed, parameters))
         finally:
-            events.unregister("before-sign.s3.PutObject", as_frames)
             self._writer.close()
-        return Outcome(
-            outcome.verdict,
-            self._clean(outcome.said),
-            outcome.remedy,
-            outcome.code,
-            outcome.etag,
-            outcome.version_id,
-            outcome.checksum_sha256,
-        )
 
     def head(self, key: str) -> StoredObject | None:
         """Return what the store says of an object; None if it says that there is none (404).
@@ -182,7 +155,7 @@ class ObjectStore:
             try:
                 answer = self._reader.head_object(**self._of(key))  # type: ignore[attr-defined]
             except errors as error:
-                if _status(error) == 404:
+                if answers.status_of(error) == 404:
                     return None
                 raise
         return StoredObject(
@@ -229,23 +202,17 @@ class ObjectStore:
 
     @cached_property
     def _reader(self) -> BaseClient:
-        client = _client(self._session, self.place, attempts=_READ_ATTEMPTS)
+        client = wire.client_of(self._session, self.place, attempts=_READ_ATTEMPTS)
         client.meta.events.register("before-send.s3", self._count_read)
         return client
 
     def _put(self, framed: FramedBody, parameters: dict[str, Any]) -> Outcome:
-        from botocore.exceptions import BotoCoreError, ClientError
-
         try:
-            response = self._writer.put_object(**parameters)  # type: ignore[attr-defined]
-        except ClientError as error:
-            answer = error.response.get("Error", {})
-            return answers.of_answer(_status(error), answer.get("Code", ""), answer.get("Message", ""))
-        except (BotoCoreError, SecondWrite, OSError, ValueError) as error:
-            # ValueError: an answer that botocore cannot parse, among others.
-            if framed.failure is not None:
+            response = self._writer.send(wire.PUT, parameters, framed)
+        except wire.errors_of_sending() as error:
+            if framed.failure is not None and not answers.is_answer(error):
                 return answers.of_held_back(str(framed.failure))
-            return answers.of_trouble(error, started=framed.started)
+            return answers.of_error(error, started=framed.started)
         outcome = answers.of_success(response, framed.checksum)
         if outcome.verdict is Verdict.STORED and not framed.finished:
             return Outcome(
@@ -255,10 +222,13 @@ class ObjectStore:
             )
         return outcome
 
-    def _parameters(self, key: str, size_bytes: int, call_id: str, at: datetime) -> dict[str, Any]:
+    def _cleaned(self, outcome: Outcome) -> Outcome:
+        return replace(outcome, said=self._clean(outcome.said))
+
+    def _describe(self, key: str, size_bytes: int, call_id: str, at: datetime) -> dict[str, Any]:
+        """Return what the request that makes an object says of it, but for the condition."""
         place = self.place
         parameters = self._of(key) | {
-            "IfNoneMatch": "*",
             "ContentType": "application/x-tar",
             "Metadata": {CALL_KEY: call_id, SIZE_KEY: str(size_bytes)},
         }
@@ -300,12 +270,6 @@ class ObjectStore:
         finally:
             stream.close()
 
-    def _guard(self, **_: Any) -> None:
-        """Let one request of the write client pass. What is raised here stops it before its first byte."""
-        if self.writes:
-            raise _second_write()
-        self.writes += 1
-
     def _count_read(self, **_: Any) -> None:
         self.reads += 1
 
@@ -339,17 +303,21 @@ class _Reading:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
+        forbidden = False
         if isinstance(error, ClientError):
             answer = error.response.get("Error", {})
-            code = answer.get("Code", "")
-            said = answers.said_by(_status(error), code, answer.get("Message", ""))
-            remedy = answers.remedy_of(code, _status(error))
+            code, status = answer.get("Code", ""), answers.status_of(error)
+            said = answers.said_by(status, code, answer.get("Message", ""))
+            remedy = answers.remedy_of(code, status)
+            forbidden = status in (401, 403)
         elif isinstance(error, BotoCoreError):
             said, remedy = answers.trouble(error)
         else:
             return
         raise StoreUnavailable(
-            f"{self._doing} in {self._store.place.bucket}: {self._store._clean(said)}", remedy=remedy
+            f"{self._doing} in {self._store.place.bucket}: {self._store._clean(said)}",
+            remedy=remedy,
+            forbidden=forbidden,
         ) from None
 
 
@@ -364,77 +332,3 @@ def _read_some(stream: Any, size: int) -> bytes:
     if not part:
         raise _Broken("the answer ended early")
     return part
-
-
-def _second_write() -> SecondWrite:
-    return SecondWrite(
-        "a second write request was stopped before it was sent",
-        remedy="There is one call a day. What it did not deliver goes with the next day's.",
-    )
-
-
-def _session(place: Place) -> boto3.Session:
-    import boto3
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        return boto3.Session(profile_name=place.profile, region_name=place.region)
-    except BotoCoreError as error:
-        raise SettingsError(f"boto3: {error}", remedy="Correct `profile`, or ~/.aws/config.") from None
-
-
-def _secrets(session: boto3.Session) -> tuple[str, ...]:
-    """Return what must never be shown. Raises SettingsError if there are no credentials."""
-    from botocore.exceptions import BotoCoreError
-
-    try:
-        found = session.get_credentials()
-        credentials = found.get_frozen_credentials() if found is not None else None
-    except BotoCoreError as error:
-        what, remedy = answers.trouble(error)
-        raise SettingsError(f"credentials for the off-site copy: {what}", remedy=remedy) from None
-    if credentials is None or not credentials.access_key or not credentials.secret_key:
-        raise SettingsError(
-            "no credentials for the off-site copy were found",
-            remedy="Give them the boto3 way: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, "
-            "`profile`, or the role of the instance.",
-        )
-    return tuple(secret for secret in (credentials.secret_key, credentials.token) if secret)
-
-
-def _client(session: boto3.Session, place: Place, *, attempts: int) -> BaseClient:
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError
-
-    config = Config(
-        retries={"total_max_attempts": attempts, "mode": "standard"},
-        s3={"addressing_style": place.addressing_style},
-        proxies={str(scheme): url for scheme, url in place.proxies.items()} if place.proxies else None,
-        connect_timeout=place.connect_timeout_s,
-        read_timeout=place.answer_timeout_s,
-        signature_version="s3v4",
-        # The write brings its own checksum, and ranges have none.
-        request_checksum_calculation="when_required",
-        response_checksum_validation="when_required",
-        tcp_keepalive=True,
-        max_pool_connections=1,
-    )
-    try:
-        client: BaseClient = session.client(
-            "s3", endpoint_url=place.endpoint_url, verify=place.ca_bundle or None, config=config
-        )
-    except (BotoCoreError, ValueError) as error:
-        raise SettingsError(f"boto3: {error}", remedy="Correct the settings of the off-site copy.") from None
-    return client
-
-
-def _stay_in_region(params: dict[str, Any], **_: Any) -> None:
-    """Let botocore believe that the request was redirected before: it does so only once.
-
-    S3RegionRedirectorv2 would ask the bucket for its region, with a request, and then send again.
-    """
-    params["context"].setdefault("s3_redirect", {})["redirected"] = True
-
-
-def _status(error: Any) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

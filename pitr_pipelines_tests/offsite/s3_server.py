@@ -38,8 +38,12 @@ Mishap = Literal[
     "reset-answer",
     "damage",
     "answer-after",
+    "twice",
 ]
-"""What the proxy does to the next PUT; `answer-after` hands it on, and then gives an answer of its own."""
+"""What the proxy does to the next write. `answer-after` hands it on, and then gives an answer of its own;
+`twice` hands it on two times, and gives the second answer, as something that repeats requests does."""
+
+Kind = Literal["put", "create", "part", "complete", "abort", "other write", "look", "read"]
 
 
 @dataclass(frozen=True)
@@ -63,10 +67,13 @@ class S3Server:
 
 def start_s3_server(attempts: int = 5) -> S3Server:
     """Start SeaweedFS; on other ports, if somebody else took one of them in the meantime."""
+    from botocore.exceptions import ClientError
+
     for _ in range(attempts - 1):
         try:
             return _start()
-        except (AssertionError, OSError, RuntimeError):
+        # ClientError: it is somebody else's server that answers.
+        except (AssertionError, OSError, RuntimeError, ClientError):
             continue
     return _start()
 
@@ -112,6 +119,8 @@ def _start() -> S3Server:
             stdout=log,
             stderr=log,
             cwd=directory,
+            # Without a key of its own it refuses to encrypt what it stores.
+            env=os.environ | {"WEED_S3_SSE_KEY": "as secret as a test's can be"},
             start_new_session=True,
         )
     server = S3Server(s3, process, directory)
@@ -183,15 +192,20 @@ def _free_ports(count: int) -> list[int]:
 
 
 class CountingProxy:
-    """Takes requests for the server, counts them by method, and hands them on or spoils them.
+    """Takes requests for the server, counts them by method and kind, and hands them on or spoils them.
 
-    `mishap` is for the next PUT and every one after it. `cut_reads` is how many answers to a GET are cut in
-    their middle, from the next on.
+    `mishap` is for the next write of the kinds in `spoils` and every one after it, or so many as
+    `mishaps_left` says. `cut_reads` is how many answers to a GET are cut in their middle, from the next on.
+    `heads` are what was asked, in order: the lines of each request before its body.
     """
 
     def __init__(self, server_port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
         self.requests: Counter[str] = Counter()
+        self.kinds: Counter[Kind] = Counter()
+        self.heads: list[tuple[Kind, list[str]]] = []
+        self.spoils: set[Kind] = {"put", "part", "complete", "create", "abort", "other write"}
+        self.mishaps_left: int | None = None
         self.mishap: Mishap = "none"
         self.answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
         self.body_bytes = 0
@@ -252,8 +266,11 @@ class CountingProxy:
         """Serve one request on a connection; the answer closes it."""
         method = head[0].split()[0].decode("latin-1")
         self.requests[method] += 1
+        kind = _kind(head)
+        self.kinds[kind] += 1
+        self.heads.append((kind, [line.decode("latin-1") for line in head]))
         length = int(_value(head, b"content-length") or 0)
-        mishap = self.mishap if method == "PUT" else "none"
+        mishap = self._mishap_of(kind)
         if mishap == "answer":
             client.sendall(_closing(self.answer))
             client.shutdown(socket.SHUT_WR)
@@ -280,6 +297,8 @@ class CountingProxy:
             middle = len(body) // 2
             body = body[:middle] + bytes([body[middle] ^ 1]) + body[middle + 1 :]
         answer = self._forward(head, body, wait=True)
+        if mishap == "twice":
+            answer = self._forward(head, body, wait=True)
         if mishap == "swallow-answer":
             # Silent until the client gives up.
             incoming.read(1)
@@ -293,6 +312,13 @@ class CountingProxy:
         else:
             client.sendall(answer)
 
+    def _mishap_of(self, kind: Kind) -> Mishap:
+        if kind not in self.spoils or self.mishaps_left == 0:
+            return "none"
+        if self.mishaps_left is not None and self.mishap != "none":
+            self.mishaps_left -= 1
+        return self.mishap
+
     def _forward(self, head: list[bytes], body: bytes, *, wait: bool) -> bytes:
         lines = [line for line in head if not line.lower().startswith((b"expect:", b"connection:"))]
         lines += [b"Connection: close"]
@@ -304,6 +330,19 @@ class CountingProxy:
             while part := server.recv(65536):
                 answer += part
             return answer
+
+
+def _kind(head: list[bytes]) -> Kind:
+    method, target = head[0].split()[:2]
+    names = {part.partition(b"=")[0] for part in target.partition(b"?")[2].split(b"&")}
+    if method in (b"HEAD", b"GET"):
+        return "look" if method == b"HEAD" else "read"
+    if b"uploadId" in names:
+        kinds: dict[bytes, Kind] = {b"PUT": "part", b"POST": "complete", b"DELETE": "abort"}
+        return kinds[method]
+    if method == b"POST" and b"uploads" in names:
+        return "create"
+    return "put" if method == b"PUT" and names <= {b"", b"x-id"} else "other write"
 
 
 def _head(incoming: BinaryIO) -> list[bytes]:

@@ -22,6 +22,7 @@ from pitr_pipelines.offsite.budget import (
     CallState,
     LedgerEntry,
     claim,
+    count_reads,
     day_of,
     days,
     end,
@@ -236,3 +237,44 @@ def test_of_many_processes_one_wins_each_day(tmp_path: Path) -> None:
         rival.stdin.flush()
     won = [int(rival.communicate(timeout=60)[0]) for rival in rivals]
     assert sum(won) == len(days(tmp_path / "offsite")) == 10
+
+
+def test_the_same_end_twice_is_one_end_and_a_contradiction_is_an_error(tmp_path: Path) -> None:
+    """Whoever settles a call may be quicker than the one who made it."""
+    send(claim(tmp_path, DAY, at=AT), CARRIES, at=AT)
+    first = end(tmp_path, DAY, CallState.CONFIRMED, at=AT, said="seen", reads=1)
+    later = AT + timedelta(minutes=1)
+
+    again = end(tmp_path, DAY, CallState.CONFIRMED, at=later, said="200", requests={"PutObject": 1})
+    unsure = end(tmp_path, DAY, CallState.UNKNOWN, at=later, said="no answer", reads=1)
+
+    assert (again.said, again.ended_at, again.reads) == (first.said, first.ended_at, 1)
+    assert unsure == again.model_copy(update={"reads": 2})
+    assert (unsure.requests, unsure.request_count) == ({"PutObject": 1}, 1)
+    assert read_entry(tmp_path, DAY) == unsure
+    with pytest.raises(ValueError, match="cannot go from confirmed to refused"):
+        end(tmp_path, DAY, CallState.REFUSED, at=later, said="403")
+
+
+def test_looks_that_decide_nothing_are_counted_and_change_nothing_else(tmp_path: Path) -> None:
+    sent = send(claim(tmp_path, DAY, at=AT), CARRIES, at=AT)
+
+    counted = count_reads(tmp_path, DAY, 2)
+
+    assert counted == sent.model_copy(update={"reads": 2}) == read_entry(tmp_path, DAY)
+    with pytest.raises(ValueError, match="no call of"):
+        count_reads(tmp_path, DAY + timedelta(days=1), 1)
+
+
+def test_a_call_is_not_sent_after_the_providers_day_is_over(tmp_path: Path) -> None:
+    """It would be the next day's first call, and that day's own its second."""
+    zone = ZoneInfo("America/Los_Angeles")
+    taken = claim(tmp_path, DAY, at=AT)
+
+    with pytest.raises(BudgetSpent, match="was not sent before that day was over"):
+        send(taken, CARRIES, at=AT + timedelta(hours=9), zone=zone)
+
+    found = read_entry(tmp_path, DAY)
+    assert found is not None
+    assert found.state is CallState.CLAIMED
+    assert send(taken, CARRIES, at=AT + timedelta(hours=8), zone=zone).state is CallState.SENT

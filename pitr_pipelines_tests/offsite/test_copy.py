@@ -296,7 +296,7 @@ def test_a_damaged_base_counts_as_missing(make_settings: MakeSettings) -> None:
 def test_what_does_not_fit_is_refused_before_the_day_is_claimed(
     make_settings: MakeSettings, proxy: CountingProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pitr_pipelines.offsite.copy.SINGLE_PUT_BYTES", 100_000)
+    monkeypatch.setattr("pitr_pipelines.offsite.parts.MAX_PUT_BYTES", 100_000)
     settings = make_settings()
 
     with pytest.raises(EnvelopeTooLarge, match="bases of order-db"):

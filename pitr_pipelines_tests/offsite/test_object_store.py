@@ -104,7 +104,8 @@ def test_an_existing_object_is_never_replaced(proxy: CountingProxy, open_store: 
 
     second = store.put(store.key_of("object"), Stream(b"other"), 5, call_id="that", at=NOW)
 
-    assert (second.verdict, second.code) == (Verdict.REFUSED, "PreconditionFailed")
+    # Not known yet: were the object this call's own, something on the way had sent the request twice.
+    assert (second.verdict, second.code) == (Verdict.UNKNOWN, "PreconditionFailed")
     assert "prefix" in second.remedy
     found = store.head(store.key_of("object"))
     assert found is not None
@@ -115,7 +116,7 @@ def test_an_existing_object_is_never_replaced(proxy: CountingProxy, open_store: 
 def test_a_store_that_refuses_at_once_is_sent_nothing_of_the_object(
     proxy: CountingProxy, open_store: StoreMaker
 ) -> None:
-    proxy.mishap, proxy.answer = "answer", _answer(412, "PreconditionFailed")
+    proxy.mishap, proxy.answer = "answer", _answer(403, "AccessDenied")
 
     outcome = put(open_store())
     proxy.stop()
@@ -201,7 +202,7 @@ def test_a_retry_that_botocore_wants_does_not_leave(proxy: CountingProxy, open_s
         return 0
 
     # As if retries were on, whatever the reason: the number is the seconds to wait.
-    store._writer.meta.events.register("needs-retry.s3.PutObject", at_once)
+    store._writer.client.meta.events.register("needs-retry.s3.PutObject", at_once)
 
     outcome = put(store)
 
@@ -216,7 +217,7 @@ def test_after_the_write_the_guard_stops_whatever_its_client_is_asked_for(
     store = open_store()
     put(store)
     where = {"Bucket": store.place.bucket}
-    writer: Any = store._writer
+    writer: Any = store._writer.client
 
     asked: tuple[Callable[[], object], ...] = (
         lambda: writer.put_object(**where, Key="again", Body=b""),

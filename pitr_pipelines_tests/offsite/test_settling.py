@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pitr_pipelines.offsite.answers import Outcome, Verdict, of_answer
+from pitr_pipelines.offsite.answers import NAME_TAKEN, Outcome, Verdict, of_answer
 from pitr_pipelines.offsite.budget import CallObject, CallState, LedgerEntry, claim, end, read_entry, send
 from pitr_pipelines.offsite.object_store import ObjectStore, StoredObject
 from pitr_pipelines.offsite.settling import call_id_of, decide, settle
@@ -41,7 +41,11 @@ def call(ledger: Path, store: ObjectStore) -> Outcome:
 
 def _object(store: ObjectStore) -> CallObject:
     return CallObject(
-        bucket=store.place.bucket, key=store.key_of("envelope"), size_bytes=len(CONTENT), sha256="0" * 64
+        endpoint_url=store.place.endpoint_url,
+        bucket=store.place.bucket,
+        key=store.key_of("envelope"),
+        size_bytes=len(CONTENT),
+        sha256="0" * 64,
     )
 
 
@@ -111,7 +115,8 @@ def test_at_most_one_write_leaves_and_the_ledger_ends_as_the_store_has_it(
         assert soon.state is CallState.CONFIRMED
     elif verdict is Verdict.UNKNOWN:
         assert soon.state is CallState.UNKNOWN
-        assert later.reads == 1
+        # The first look decided nothing, and is on record all the same.
+        assert (soon.reads, later.reads) == (1, 2)
 
 
 def test_a_call_whose_maker_died_is_settled_from_the_store(
@@ -130,16 +135,21 @@ def test_a_call_whose_maker_died_is_settled_from_the_store(
     assert proxy.writes == 1
 
 
-def test_an_object_of_another_call_settles_nothing(open_store: StoreMaker, tmp_path: Path) -> None:
+def test_an_object_of_another_call_proves_only_in_time_that_ours_is_not_there(
+    open_store: StoreMaker, tmp_path: Path
+) -> None:
     store = open_store()
     store.put(store.key_of("envelope"), io.BytesIO(CONTENT), len(CONTENT), call_id="another", at=AT)
     send(claim(tmp_path, DAY, at=AT), _object(store), at=AT)
 
-    settled, said = settle(tmp_path, DAY, open_store(), at=AT + 2 * PATIENCE, patience=PATIENCE)
+    soon, said = settle(tmp_path, DAY, open_store(), at=AT + PATIENCE / 2, patience=PATIENCE)
+    later, _ = settle(tmp_path, DAY, open_store(), at=AT + PATIENCE, patience=PATIENCE)
 
-    assert settled is not None
-    assert settled.state is CallState.SENT
+    assert soon is not None
+    assert later is not None
+    assert (soon.state, soon.reads) == (CallState.SENT, 1)
     assert "not from this call" in said
+    assert (later.state, later.reads) == (CallState.REFUSED, 2)
 
 
 def test_a_store_that_does_not_answer_settles_nothing(open_store: StoreMaker, tmp_path: Path) -> None:
@@ -153,17 +163,34 @@ def test_a_store_that_does_not_answer_settles_nothing(open_store: StoreMaker, tm
     assert "could not be reached" in said
 
 
-def test_another_bucket_in_the_settings_is_not_asked(
-    proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path
+@pytest.mark.parametrize("other", [{"bucket": "other"}, {"endpoint_url": "http://127.0.0.1:1"}], ids=repr)
+def test_another_place_in_the_settings_is_not_asked(
+    proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path, other: dict[str, str]
 ) -> None:
+    """That it does not have the object would prove nothing."""
     send(claim(tmp_path, DAY, at=AT), _object(open_store()), at=AT)
 
-    settled, said = settle(tmp_path, DAY, open_store(bucket="other"), at=AT + 2 * PATIENCE)
+    settled, said = settle(tmp_path, DAY, open_store(**other), at=AT + 2 * PATIENCE)
 
     assert settled is not None
-    assert settled.state is CallState.SENT
+    assert (settled.state, settled.reads) == (CallState.SENT, 0)
     assert "another" in said
     assert proxy.requests == {}
+
+
+def test_a_large_upload_under_way_is_given_the_time_that_it_may_take() -> None:
+    large = CallObject(bucket="b", key="k", size_bytes=10**12)
+    entry = LedgerEntry(day=DAY, state=CallState.CLAIMED, claimed_at=AT, claimed_by="here, process 1")
+    sent = entry.then(CallState.SENT, at=AT, carries=large)
+    unknown = sent.then(CallState.UNKNOWN, at=AT + timedelta(hours=7), said="no answer")
+
+    def state(of: LedgerEntry, after: timedelta) -> CallState | None:
+        return decide(of, None, at=AT + after, patience=PATIENCE).state
+
+    assert state(sent, timedelta(days=46)) is None
+    assert state(sent, timedelta(days=47)) is CallState.REFUSED
+    assert state(unknown, timedelta(hours=12)) is None
+    assert state(unknown, timedelta(hours=13)) is CallState.REFUSED
 
 
 ENTRIES = st.builds(
@@ -175,6 +202,7 @@ ENTRIES = st.builds(
     object=st.none() | st.just(CallObject(bucket="b", key="k", size_bytes=7, sha256="0" * 64)),
     sent_at=st.none() | st.just(AT),
     ended_at=st.none() | st.just(AT + timedelta(minutes=5)),
+    code=st.sampled_from([None, "InternalError", NAME_TAKEN]),
 )
 
 
@@ -199,7 +227,9 @@ def test_only_proof_changes_an_entry(
 
     under_way = entry.state in (CallState.SENT, CallState.UNKNOWN) and entry.object and entry.sent_at
     whole = found and mine and size == 7 and said_size == "7"
-    gone = not found and at - (entry.ended_at or AT) >= PATIENCE
+    elsewhere = found and not mine
+    gone = (not found or elsewhere) and at - (entry.ended_at or AT) >= PATIENCE
+    gone = gone or (elsewhere and entry.code == NAME_TAKEN)
     if under_way and whole:
         assert state is CallState.CONFIRMED
     elif under_way and gone:
@@ -223,6 +253,6 @@ def test_the_id_of_a_call_outlives_its_states_and_is_no_other_calls() -> None:
 def test_no_answer_but_a_refusal_of_the_request_is_certain(status: int, code: str) -> None:
     outcome = of_answer(status, code, "so")
 
-    certain = 400 <= status < 500 and status != 408 and code != "RequestTimeout"
+    certain = 400 <= status < 500 and status not in (408, 409, 412) and code != "RequestTimeout"
     assert outcome.verdict is (Verdict.REFUSED if certain else Verdict.UNKNOWN)
     assert outcome.remedy
