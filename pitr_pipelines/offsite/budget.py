@@ -27,6 +27,12 @@ from pitr_pipelines import durable
 from pitr_pipelines.catalog.records import Moment, Sha256, to_json
 from pitr_pipelines.errors import ArtifactDamaged, PitrError
 
+LOOK_AGAIN = (
+    "Nothing need be done: the next copy looks for it first, and carries what it did not deliver. "
+    "`pitr offsite budget --settle` looks now."
+)
+"""What to do about a call of which it is not known what became of it."""
+
 _SUFFIX = ".json"
 _NEIGHBOURS = 3
 """How many days on the ledger are looked at for one that is the same day in another zone."""
@@ -249,10 +255,10 @@ def spent(ledger: Path, day: date) -> BudgetSpent:
     if entry is not None:
         by = f"at {entry.claimed_at:%H:%M:%S} UTC by {entry.claimed_by}, and is {entry.state}"
         by += f": {entry.said}" if entry.said else ""
-    return BudgetSpent(
-        f"the backup call of {day} is taken, {by}",
-        remedy="There is one call a day. What it did not deliver goes with the next day's.",
-    )
+    remedy = "There is one call a day. What it did not deliver goes with the next day's."
+    if entry is not None and entry.state in (CallState.SENT, CallState.UNKNOWN):
+        remedy = f"There is one call a day. {LOOK_AGAIN}"
+    return BudgetSpent(f"the backup call of {day} is taken, {by}", remedy=remedy)
 
 
 def days(ledger: Path) -> list[date]:
