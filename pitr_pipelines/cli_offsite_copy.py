@@ -26,14 +26,19 @@ def copy(ctx: click.Context, at_once: bool, as_json: bool) -> None:
     is too early, 11 if the day's call is spent, 12 if the store does not have the copy.
     """
     from pitr_pipelines.offsite.copy import make_copy
+    from pitr_pipelines.offsite.copy_report import CallFailed
 
     settings = load_settings(ctx.find_root().obj)
     try:
         with progress_report("off-site copy") as report:
             done = make_copy(settings, wait=not at_once, report=report)
     except PitrError as error:
+        failed = error.report if isinstance(error, CallFailed) else None
         if as_json:
-            print_json(error_json(error))
+            more = {"report": failed.model_dump(mode="json")} if failed else {}
+            print_json(error_json(error) | more)
+        elif failed:
+            click.echo("".join(f"{line}\n" for line in failed.troubles()), nl=False)
         raise
     if as_json:
         print_json(done.model_dump(mode="json"))
@@ -58,7 +63,9 @@ def budget(ctx: click.Context, last: int, settling: bool, as_json: bool) -> None
     if settling:
         from pitr_pipelines.offsite.copy import settle_now
 
-        settle_now(settings, now=datetime.now(UTC))
+        settled = settle_now(settings, now=datetime.now(UTC))
+        if not settled and not as_json:
+            click.echo("A look at the store settled nothing that is open.")
     rows, values = [], []
     for day in days(layout.ledger)[-last:]:
         try:

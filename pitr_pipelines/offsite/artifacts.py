@@ -36,9 +36,11 @@ def find_artifacts(layout: Layout, databases: Iterable[str]) -> Found:
     """List what an envelope can carry of these databases, and the manifest."""
     finder = _Finder(layout)
     for database in databases:
-        finder.bases(database)
-        finder.bundles(database)
-        finder.histories(database)
+        for look in (finder.bases, finder.bundles, finder.histories):
+            try:
+                look(database)
+            except OSError as error:
+                finder.problems.append(f"{error.filename} of {database} cannot be read: {error.strerror}")
     finder.small(layout.manifest, MemberKind.MANIFEST, None)
     return Found(tuple(finder.found), tuple(finder.problems))
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from enum import StrEnum
@@ -28,7 +28,15 @@ from pitr_pipelines import durable
 from pitr_pipelines.catalog.records import Moment, Sha256, to_json
 from pitr_pipelines.errors import ArtifactDamaged, PitrError
 
+LOOK_AGAIN = (
+    "Nothing need be done: the next copy looks for it first, and carries what it did not deliver. "
+    "`pitr offsite budget --settle` looks now."
+)
+"""What to do about a call of which it is not known what became of it."""
+
 _SUFFIX = ".json"
+_NEIGHBOURS = 3
+"""How many days on the ledger are looked at for one that is the same day in another zone."""
 
 
 class CallState(StrEnum):
@@ -155,13 +163,7 @@ def claim(ledger: Path, day: date, *, at: datetime) -> Claim:
     ended, if the day is already claimed, or if a later one is: then a clock was wrong.
     """
     durable.make_directory(ledger)
-    later = [other for other in days(ledger) if other > day]
-    if later:
-        raise BudgetSpent(
-            f"the backup call of {later[-1]} is already on the ledger {ledger}, so that of {day} is too late",
-            remedy="Is the clock of this machine right? If the later day was claimed by a clock that was "
-            "wrong, wait until that day is over.",
-        )
+    _check_that_none_is_later(ledger, day)
     file = _file(ledger, day)
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, durable.FILE_MODE)
@@ -180,6 +182,24 @@ def claim(ledger: Path, day: date, *, at: datetime) -> Claim:
         os.fsync(opened.fileno())
     durable.fsync_directory(ledger)
     return Claim(day, file)
+
+
+def check_free(ledger: Path, day: date, zone: ZoneInfo) -> None:
+    """Raise BudgetSpent if no call may be made on a day of `zone` for what was called around it.
+
+    That is, if a later day is on the ledger, or if the call of an earlier one was sent on this day: it was
+    counted in another zone then.
+    """
+    _check_that_none_is_later(ledger, day)
+    for other in days(ledger)[-_NEIGHBOURS:]:
+        with suppress(ArtifactDamaged):
+            entry = read_entry(ledger, other)
+            if entry is not None and entry.sent_at is not None and day_of(entry.sent_at, zone) == day:
+                raise BudgetSpent(
+                    f"the backup call of {other} was sent at {entry.sent_at:%Y-%m-%d %H:%M:%S} UTC, which is "
+                    f"on {day} in {zone.key}",
+                    remedy="There is one call a day. If `day_in` was changed, wait until this day is over.",
+                )
 
 
 def send(claimed: Claim, carries: CallObject, *, at: datetime, zone: ZoneInfo | None = None) -> LedgerEntry:
@@ -287,10 +307,10 @@ def spent(ledger: Path, day: date) -> BudgetSpent:
     if entry is not None:
         by = f"at {entry.claimed_at:%H:%M:%S} UTC by {entry.claimed_by}, and is {entry.state}"
         by += f": {entry.said}" if entry.said else ""
-    return BudgetSpent(
-        f"the backup call of {day} is taken, {by}",
-        remedy="There is one call a day. What it did not deliver goes with the next day's.",
-    )
+    remedy = "There is one call a day. What it did not deliver goes with the next day's."
+    if entry is not None and entry.state in (CallState.SENT, CallState.UNKNOWN):
+        remedy = f"There is one call a day. {LOOK_AGAIN}"
+    return BudgetSpent(f"the backup call of {day} is taken, {by}", remedy=remedy)
 
 
 def days(ledger: Path) -> list[date]:
@@ -314,6 +334,16 @@ def _entry_to_change(ledger: Path, day: date) -> LedgerEntry:
     if entry is None:
         raise ValueError(f"no call of {day} is on the ledger {ledger}")
     return entry
+
+
+def _check_that_none_is_later(ledger: Path, day: date) -> None:
+    later = [other for other in days(ledger) if other > day]
+    if later:
+        raise BudgetSpent(
+            f"the backup call of {later[-1]} is already on the ledger {ledger}, so that of {day} is too late",
+            remedy="Is the clock of this machine right? If the later day was claimed by a clock that was "
+            "wrong, wait until that day is over.",
+        )
 
 
 def _locked(ledger: Path) -> AbstractContextManager[None]:

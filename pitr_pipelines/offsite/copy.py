@@ -5,6 +5,9 @@ settings, keys and credentials, the network, sealing and bundling, the plan and 
 every file, and a look at each file's content. Then the day is claimed, that it is sent is put on record,
 and the request leaves. What became of it is on the ledger when this returns or raises; if the process dies
 instead, the next one finds out by a look at the store, and never by a second call.
+
+From the claim on, nothing but the store and the artifacts can spoil the call: not a terminal that is gone,
+nor the end of the day, at which nothing is sent.
 """
 
 from __future__ import annotations
@@ -13,9 +16,11 @@ import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import TypeVar
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
@@ -30,7 +35,7 @@ from pitr_pipelines.offsite.delivered import delivered, envelope_key, keep_index
 from pitr_pipelines.offsite.due import look_when_due, without_base
 from pitr_pipelines.offsite.encryption import Recipients, parse_recipients
 from pitr_pipelines.offsite.envelope import EnvelopePlan, plan_envelope
-from pitr_pipelines.offsite.envelope_index import Artifact
+from pitr_pipelines.offsite.envelope_index import Artifact, EnvelopeIndex, MemberKind
 from pitr_pipelines.offsite.envelope_stream import EnvelopeStream
 from pitr_pipelines.offsite.gather import gather
 from pitr_pipelines.offsite.object_store import ObjectStore
@@ -39,7 +44,7 @@ from pitr_pipelines.offsite.pinned import NotAsPlanned, pinned
 from pitr_pipelines.offsite.reachability import check_reachable
 from pitr_pipelines.offsite.settling import call_id_of, conclude, settle
 from pitr_pipelines.offsite.soundness import find_unsound
-from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.units import show_bytes
 
@@ -80,29 +85,18 @@ def make_copy(
     is not known.
     """
     offsite = settings.offsite_copy()
-    layout = Layout(settings.backup_root)
-    if not layout.root.is_dir():
-        raise StorageFailed(
-            f"backup_root {layout.root} is not there", remedy="Is the volume mounted? Then ask again."
-        )
+    layout = _layout(settings)
     recipients = parse_recipients(offsite.recipients) if offsite.recipients else None
-    work = _Call(
-        settings,
-        layout,
-        open_store(offsite.store, offsite.api_calls.unit),
-        recipients,
-        clock,
-        tuple(looks_s),
-        report,
-        log,
-    )
+    store = open_store(offsite.store, offsite.api_calls.unit)
+    report, log = _untroubled(report), _untroubled(log)
+    work = _Call(settings, layout, store, recipients, clock, tuple(looks_s), report, log)
     with durable.exclusive_lock(layout.ledger / ".sending", subject="the off-site copy", wait=False):
         return work.carry_out(day, wait=wait)
 
 
 def settle_now(settings: Settings, *, now: datetime) -> list[LedgerEntry]:
     """Settle what can be settled, without a call. Raises as `make_copy` does before one."""
-    layout = Layout(settings.backup_root)
+    layout = _layout(settings)
     with durable.exclusive_lock(layout.ledger / ".sending", subject="the off-site copy", wait=False):
         return settle_calls(settings, ObjectStore(settings.offsite_copy().store), now=now)
 
@@ -135,6 +129,29 @@ def settle_calls(settings: Settings, store: ObjectStore, *, now: datetime) -> li
     return settled
 
 
+def _layout(settings: Settings) -> Layout:
+    """Return where the backups lie. Raises StorageFailed, before a ledger is begun in the wrong place."""
+    layout = Layout(settings.backup_root)
+    if not layout.root.is_dir():
+        raise StorageFailed(
+            f"backup_root {layout.root} is not there", remedy="Is the volume mounted? Then ask again."
+        )
+    return layout
+
+
+_Told = TypeVar("_Told", str, Progress)
+
+
+def _untroubled(tell: Callable[[_Told], None]) -> Callable[[_Told], None]:
+    """Tell as `tell` does; a terminal or a pipe that is gone must not cost the day's call."""
+
+    def told(what: _Told) -> None:
+        with suppress(OSError):
+            tell(what)
+
+    return told
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
     """One attempt at the day's call, under the lock of who sends."""
@@ -150,10 +167,11 @@ class _Call:
 
     def carry_out(self, day: date | None, *, wait: bool) -> CopyReport:
         now = self.clock()
-        today = budget.day_of(now, self.settings.offsite_copy().api_calls.zone)
+        zone = self.settings.offsite_copy().api_calls.zone
+        today = budget.day_of(now, zone)
         for entry in settle_calls(self.settings, self.store, now=now):
             self.log(f"the call of {entry.day} is {entry.state}: {entry.said}")
-        before = budget.read_entry(self.layout.ledger, day or today)
+        before = self._entry(day or today)
         if before is not None and before.state is CallState.CONFIRMED:
             return report_of(before, read_index(self.layout, before.day))
         if day not in (None, today):
@@ -163,11 +181,30 @@ class _Call:
             )
         if before is not None:
             raise budget.spent(self.layout.ledger, today)
+        budget.check_free(self.layout.ledger, today, zone)
+        self._check_that_there_is_something()
         if wait:
             look_when_due(self.settings, self.settings.offsite_copy(), now=now).raise_unless_go()
         self._check_that_it_was_not_called_elsewhere(today)
         check_reachable(self.store.place, self.store.endpoint_url)
         return self._send(today)
+
+    def _entry(self, day: date) -> LedgerEntry | None:
+        try:
+            return budget.read_entry(self.layout.ledger, day)
+        except ArtifactDamaged:
+            raise budget.spent(self.layout.ledger, day) from None
+
+    def _check_that_there_is_something(self) -> None:
+        """Refuse to spend a day on an empty storage: nothing could be restored from its copy."""
+        found = find_artifacts(self.layout, self.settings.databases)
+        if not any(file.kind is MemberKind.BASE for file in found.artifacts):
+            raise StorageFailed(
+                f"there is no base backup of any database below {self.layout.root}: a copy of it would be of "
+                "no use",
+                remedy="Is the volume mounted? Else take them first: `pitr backup`. The day's call is not "
+                "spent.",
+            )
 
     def _send(self, day: date) -> CopyReport:
         problems = [
@@ -220,20 +257,20 @@ class _Call:
         self._check_room(len(plan.index_text))
         claimed = budget.claim(self.layout.ledger, day, at=self.clock())
         keep_index(self.layout, plan.index, plan.index_text)
-        key = envelope_key(self.store.place, day)
         place = self.store.place
-        entry = budget.send(
-            claimed,
-            CallObject(
-                endpoint_url=place.endpoint_url, bucket=place.bucket, key=key, size_bytes=plan.size_bytes
-            ),
-            at=self.clock(),
+        key = envelope_key(place, day)
+        carries = CallObject(
+            endpoint_url=place.endpoint_url, bucket=place.bucket, key=key, size_bytes=plan.size_bytes
         )
+        sent_at = self._moment_of(plan.index)
+        entry = budget.send(claimed, carries, at=sent_at, zone=offsite.api_calls.zone)
+        self._moment_of(plan.index)
         self.log(f"the day is claimed; sending {key}")
         with EnvelopeStream(plan, root, report=self.report) as stream:
-            outcome = self.store.put(key, stream, plan.size_bytes, call_id=call_id_of(entry), at=self.clock())
+            outcome = self.store.put(key, stream, plan.size_bytes, call_id=call_id_of(entry), at=sent_at)
         entry = self._end(day, outcome)
-        done = report_of(entry, plan.index, made=True, remedy=outcome.remedy)
+        remedy = "" if entry.state is CallState.CONFIRMED else outcome.remedy
+        done = report_of(entry, plan.index, made=True, remedy=remedy)
         missing = without_base(
             self.layout,
             self.settings.databases,
@@ -246,6 +283,18 @@ class _Call:
         if entry.state is not CallState.CONFIRMED:
             raise CallFailed(done)
         return done
+
+    def _moment_of(self, index: EnvelopeIndex) -> datetime:
+        """Return what time it is, on the day that was claimed; once that is over, put it down as refused.
+
+        What would leave after its end would be a call of the next day. Raises CallFailed.
+        """
+        now = self.clock()
+        if budget.day_of(now, self.settings.offsite_copy().api_calls.zone) == index.day:
+            return now
+        said = "nothing was sent: the day ended before"
+        entry = budget.end(self.layout.ledger, index.day, CallState.REFUSED, at=now, said=said)
+        raise CallFailed(report_of(entry, index))
 
     def _end(self, day: date, outcome: Outcome) -> LedgerEntry:
         entry = conclude(self.layout.ledger, day, outcome, self.store, at=self.clock())

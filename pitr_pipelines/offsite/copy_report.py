@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from pitr_pipelines.catalog.records import Moment
 from pitr_pipelines.errors import PitrError
-from pitr_pipelines.offsite.budget import CallObject, CallState, LedgerEntry
+from pitr_pipelines.offsite.budget import LOOK_AGAIN, CallObject, CallState, LedgerEntry
 from pitr_pipelines.offsite.envelope_index import EnvelopeIndex, MemberKind
 from pitr_pipelines.units import show_bytes
 
@@ -70,14 +70,18 @@ class CopyReport(_Part):
         for name, part in self.databases.items():
             bases = f"base of {', '.join(map(str, part.bases))}" if part.bases else "no base"
             yield f"  {name:<20} {bases}, {part.hours} hours of WAL, {show_bytes(part.size_bytes)}"
+        yield from self.troubles()
+        if self.encrypted is False:
+            yield "  not encrypted: whoever can read the bucket can read the data"
+
+    def troubles(self) -> Iterator[str]:
+        """Yield in lines for people what was missing and what could not be done."""
         if self.missing:
             yield f"  WITHOUT the day's base backup of: {', '.join(self.missing)}"
         if self.left_bytes:
             yield f"  no room for {show_bytes(self.left_bytes)} of older files: they go with the next copies"
         for problem in self.problems:
             yield f"  PROBLEM  {problem}"
-        if self.encrypted is False:
-            yield "  not encrypted: whoever can read the bucket can read the data"
 
 
 class CallFailed(PitrError):
@@ -86,10 +90,10 @@ class CallFailed(PitrError):
     exit_code = 12
 
     def __init__(self, report: CopyReport) -> None:
-        super().__init__(
-            f"the off-site copy of {report.day} is {report.state}: {report.said}",
-            remedy=report.remedy or "What it did not deliver goes with the next day's.",
-        )
+        remedy = report.remedy or "What it did not deliver goes with the next day's."
+        if report.state is CallState.UNKNOWN:
+            remedy += f"\n{LOOK_AGAIN}"
+        super().__init__(f"the off-site copy of {report.day} is {report.state}: {report.said}", remedy=remedy)
         self.report = report
 
 

@@ -73,7 +73,7 @@ def hours_to_gather(layout: Layout, database: str, now: datetime) -> Sequence[Ho
 
 
 def _gather(settings: Settings, now: datetime, database: str) -> Gathered:
-    problems: list[str] = []
+    problems: dict[str, list[Hour]] = {}
     sealed_at = None
     running = Hour.containing(now)
     try:
@@ -84,14 +84,24 @@ def _gather(settings: Settings, now: datetime, database: str) -> Gathered:
         try:
             outcome = make_bundle(settings, database, hour, now=now)
         except (PitrError, OSError) as error:
-            problems.append(f"hour {hour}: {_said(error)}")
+            problems.setdefault(_said(error), []).append(hour)
             continue
         if outcome.problem is not None:
-            problems.append(f"hour {hour}: {outcome.problem.what}")
+            problems.setdefault(_said(outcome.problem), []).append(hour)
         if hour == running and outcome.problem is None and outcome.record.seal is not None:
             sealed_at = outcome.record.seal.at
-    return Gathered(database, sealed_at, tuple(problems))
+    lines = tuple(f"{_hours(hours)}: {said}" for said, hours in problems.items())
+    return Gathered(database, sealed_at, lines)
+
+
+def _hours(hours: Sequence[Hour]) -> str:
+    """Name hours that share a problem: a server that is down has it with all of them."""
+    if len(hours) == 1:
+        return f"hour {hours[0]}"
+    return f"{len(hours)} hours from {hours[0]} to {hours[-1]}"
 
 
 def _said(error: PitrError | OSError) -> str:
-    return error.what if isinstance(error, PitrError) else storage_failed(error).what
+    """Return what happened in one line; what libpq says has several."""
+    what = error.what if isinstance(error, PitrError) else storage_failed(error).what
+    return " ".join(what.split())

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.offsite.object_store import ObjectStore
 from pitr_pipelines.offsite_settings import Place
+from pitr_pipelines.settings import Settings, load_settings
+from pitr_pipelines_tests.offsite.copy_scene import MakeSettings
 from pitr_pipelines_tests.offsite.s3_server import (
     ACCESS_KEY,
     BUCKET,
@@ -18,6 +24,7 @@ from pitr_pipelines_tests.offsite.s3_server import (
     S3Server,
     start_s3_server,
 )
+from pitr_pipelines_tests.offsite.scenes import fill
 
 StoreMaker = Callable[..., ObjectStore]
 
@@ -70,3 +77,27 @@ def open_store(proxy: CountingProxy, credentials: None) -> StoreMaker:
         return ObjectStore(Place.model_validate(defaults | settings))
 
     return open_one
+
+
+@pytest.fixture
+def make_settings(tmp_path: Path, open_store: StoreMaker) -> MakeSettings:
+    """Settings, also in pitr.yaml, for two databases that have files here and no server, and a store."""
+
+    def make(*, store: dict[str, Any] | None = None, **offsite: Any) -> Settings:
+        place = open_store(**(store or {})).place.model_dump(exclude_none=True, exclude_defaults=True)
+        root = tmp_path / "backup"
+        if not root.exists():
+            fill(Layout(root), ["order-db", "users"])
+        dead = "host=127.0.0.1 port=1 user=pitr dbname=postgres connect_timeout=1"
+        defaults: dict[str, Any] = {"unencrypted": True} if "recipients" not in offsite else {}
+        values = {
+            "backup_root": str(root),
+            "restore_root": str(tmp_path / "restore"),
+            "databases": {name: {"dsn": dead} for name in ("order-db", "users")},
+            "offsite": {"store": place, **defaults, **offsite},
+        }
+        file = tmp_path / "pitr.yaml"
+        file.write_text(json.dumps(values))
+        return load_settings(file)
+
+    return make

@@ -226,6 +226,11 @@ class CountingProxy:
     def writes(self) -> int:
         return sum(count for method, count in self.requests.items() if method not in ("GET", "HEAD"))
 
+    def wait_until_idle(self) -> None:
+        """Wait until every request that came in so far was handed on and answered, or given up."""
+        for thread in list(self._threads):
+            thread.join(timeout=60)
+
     def stop(self) -> None:
         if self._over.is_set():
             return

@@ -17,10 +17,8 @@ from pitr_pipelines.defs.names import DAILY_OFFSITE_COPY, OFFSITE_COPY
 from pitr_pipelines.defs.offsite_copy import evaluate
 from pitr_pipelines.offsite.budget import days
 from pitr_pipelines.settings import Settings
+from pitr_pipelines_tests.offsite.copy_scene import MakeSettings, clock_at, copied
 from pitr_pipelines_tests.offsite.s3_server import CountingProxy
-from pitr_pipelines_tests.offsite.test_copy import MakeSettings, clock_at, copied, make_settings
-
-__all__ = ["make_settings"]
 
 AT_FIVE = clock_at(5)()
 
