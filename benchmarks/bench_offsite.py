@@ -108,8 +108,8 @@ def _report(runs: dict[str, list[Measured]], size_mib: int) -> bool:
         requests = ", ".join(f"{count} {kind}" for kind, count in run.requests.items())
         print(
             f"  {way:24} {run.mb_per_s:4.0f} MB/s ({run.mb_per_s / boto3.mb_per_s:.2f} of boto3), "
-            f"{run.mb_per_cpu_s:4.0f} MB per processor second ({run.mb_per_cpu_s / boto3.mb_per_cpu_s:.2f}), "
-            f"{peak_mib:3.0f} MiB, "
+            f"{run.mb_per_cpu_s:4.0f} MB per second of processor "
+            f"({run.mb_per_cpu_s / boto3.mb_per_cpu_s:.2f}), {peak_mib:3.0f} MiB, "
             f"{run.written_bytes} bytes written to disk" + (f"; {requests}" if requests else "")
         )
         if way != BASELINE:

@@ -146,9 +146,10 @@ def _too_large(plan: EnvelopePlan, limit_bytes: int) -> EnvelopeTooLarge:
         sizes[what] = sizes.get(what, 0) + entry_room(file.path, file.size_bytes, plan.recipients)
     largest = sorted(sizes.items(), key=lambda item: item[1], reverse=True)[:3]
     return EnvelopeTooLarge(
-        f"the envelope of {plan.index.day} would have {show_bytes(plan.size_bytes)}, and one request carries "
-        f"at most {show_bytes(limit_bytes)}; most of it: "
+        f"the envelope of {plan.index.day} would have {show_bytes(plan.size_bytes)}, and one backup call "
+        f"carries at most {show_bytes(limit_bytes)}; most of it: "
         + ", ".join(f"{what} {show_bytes(size)}" for what, size in largest),
-        remedy="Make it smaller: stronger compression of base backups, or incremental ones. Or let a backup "
-        "call be an upload in parts: `api_calls: {unit: upload}` in pitr.yaml. The day's call is not spent.",
+        remedy="Make it smaller: stronger compression of base backups, or incremental ones. A call of unit "
+        "`request` carries 5 GiB; let it be an upload in parts: `api_calls: {unit: upload}` in pitr.yaml. "
+        "The day's call is not spent.",
     )

@@ -132,6 +132,9 @@ def conclude(ledger: Path, day: date, outcome: Outcome, store: WritingStore, *, 
     decision = Decision(CallState.REFUSED, outcome.said)
     if outcome.verdict is not Verdict.REFUSED:
         decision = _conclusion(entry, outcome, store, at=at)
+    elif entry.state is CallState.CONFIRMED:
+        # Somebody has seen it there in the meantime: a refusal that something on the way made up.
+        decision = Decision(CallState.UNKNOWN, outcome.said)
     return end(
         ledger,
         day,

@@ -131,6 +131,17 @@ def test_an_answer_that_contradicts_what_is_on_record_is_an_error(
         conclude(tmp_path, DAY, outcome, store, at=AT)
 
 
+def test_a_refusal_does_not_undo_what_a_look_has_proved(open_store: StoreMaker, tmp_path: Path) -> None:
+    store = open_store()
+    entry = send(claim(tmp_path, DAY, at=AT), object_of(store), at=AT)
+    put(store, call_id=call_id_of(entry))
+    settle(tmp_path, DAY, open_store(), at=AT)
+
+    concluded = conclude(tmp_path, DAY, Outcome(Verdict.REFUSED, "403"), store, at=AT)
+
+    assert (concluded.state, concluded.requests) == (CallState.CONFIRMED, {"PutObject": 1})
+
+
 def test_a_refusal_needs_no_look(proxy: CountingProxy, open_store: StoreMaker, tmp_path: Path) -> None:
     store = open_store()
     send(claim(tmp_path, DAY, at=AT), object_of(store), at=AT)
