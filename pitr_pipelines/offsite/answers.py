@@ -56,7 +56,12 @@ class Outcome:
 
 
 class StoreUnavailable(PitrError):
-    """The store does not answer, or does not let us read. Nothing was changed."""
+    """The store does not answer, or does not let us read. Nothing was changed.
+
+    `code` is S3's word, where there was an answer.
+    """
+
+    code: str | None = None
 
     exit_code = 12
 
@@ -98,6 +103,8 @@ _REMEDIES = {
     "the same bucket and prefix? Give each its own `prefix`.",
     "ConditionalRequestConflict": "Somebody writes the same name at the same time. Give each machine its own "
     "`prefix`.",
+    "InvalidObjectState": "The object lies in an archive class of the store: have it brought back first "
+    "(`aws s3api restore-object`), which takes hours.",
     "AccessDenied": "The credentials are valid but may not do this: allow s3:PutObject (s3:GetObject and "
     "s3:ListBucket to read; also PutObjectTagging and PutObjectRetention where configured), look at the "
     "key's policy if `sse` is aws:kms, and at whose bucket it is.",
@@ -214,16 +221,18 @@ def said_by(status: int, code: str, message: str) -> str:
     return f"the store answered {status}{word}" + (f": {message}" if message else "")
 
 
-def remedy_of(code: str, status: int) -> str:
+def remedy_of(code: str, status: int, *, reading: bool = False) -> str:
     """Return what to do about S3's word for an error."""
     if code in _REMEDIES:
-        return _REMEDIES[code]
+        remedy = _REMEDIES[code]
+        return remedy.replace(f" {_LATER}", " Ask again in a while.") if reading else remedy
     if status in (401, 403):
         # What HEAD is answered, which has no body to say more in.
         return _FORBIDDEN
     if status == 412:
         return _REMEDIES["PreconditionFailed"]
-    return "Look up the store's word for it, and the settings of the off-site copy. " + _LATER
+    remedy = "Look up the store's word for it, and the settings of the off-site copy."
+    return remedy if reading else f"{remedy} {_LATER}"
 
 
 def trouble(error: BaseException) -> tuple[str, str]:

@@ -334,18 +334,21 @@ class _Reading:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
+        code: str | None = None
         if isinstance(error, ClientError):
             answer = error.response.get("Error", {})
             code = answer.get("Code", "")
             said = answers.said_by(_status(error), code, answer.get("Message", ""))
-            remedy = answers.remedy_of(code, _status(error))
+            remedy = answers.remedy_of(code, _status(error), reading=True)
         elif isinstance(error, BotoCoreError):
             said, remedy = answers.trouble(error)
         else:
             return
-        raise StoreUnavailable(
+        failed = StoreUnavailable(
             f"{self._doing} in {self._store.place.bucket}: {self._store._clean(said)}", remedy=remedy
-        ) from None
+        )
+        failed.code = code
+        raise failed from None
 
 
 def _read_some(stream: Any, size: int) -> bytes:

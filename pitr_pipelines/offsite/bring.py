@@ -1,0 +1,176 @@
+"""Bringing artifacts of one database back from envelopes, into `backup_root` or a directory laid out alike.
+
+An artifact's record comes after the artifact, so what is interrupted leaves none that only seems to be
+there. What is there and right is not fetched again; where another file has the name, it is left alone and
+named. A damaged copy is made up for by another envelope's, if there is one; the rest is brought all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+from pitr_pipelines.catalog.inventory import read_bundle_record
+from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.records import BundleState
+from pitr_pipelines.errors import ArtifactDamaged, BadRequest
+from pitr_pipelines.offsite.envelope_index import IndexEntry, MemberKind
+from pitr_pipelines.offsite.shelf import Copy, Envelope, Shelf
+from pitr_pipelines.progress import Progress, Report, silent
+from pitr_pipelines.wal.hours import Hour
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be brought of one database: the copies of each artifact, the newest first."""
+
+    database: str
+    root: Path
+    units: tuple[tuple[Copy, ...], ...]
+    kept: tuple[str, ...] = ()
+    """Units of which a closed bundle is here: it holds all that any other making of that hour does."""
+
+    @property
+    def size_bytes(self) -> int:
+        """How many bytes are to be fetched, by what the sizes of the files here tell."""
+        return sum(entry.length for copies in self.units for entry in _absent(copies[0], self.root))
+
+    @property
+    def bases(self) -> list[date]:
+        return sorted(key for copies in self.units if isinstance(key := _key_of_record(copies), date))
+
+    @property
+    def hours(self) -> list[Hour]:
+        return sorted(key for copies in self.units if isinstance(key := _key_of_record(copies), Hour))
+
+
+@dataclass
+class Brought:
+    """What came of it. `problems` are in a line each what did not come, and why."""
+
+    artifacts: int = 0
+    fetched_bytes: int = 0
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def choose_wanted(
+    shelf: Shelf, database: str, root: Path, *, since: date | None = None, until: date | None = None
+) -> Wanted:
+    """Choose what is to be brought: bases and hours of some days (in UTC), and all history files.
+
+    Raises BadRequest if there is nothing of the database in those days.
+    """
+    units, kept = [], []
+    for unit, copies in sorted(shelf.copies(database).items()):
+        day = _day(copies[0])
+        if day is not None and ((since and day < since) or (until and day > until)):
+            continue
+        if _closed_here(Layout(root), database, copies[0]):
+            kept.append(unit)
+        else:
+            units.append(tuple(copies))
+    if not kept and all(_day(copies[0]) is None for copies in units):
+        raise BadRequest(
+            f"the envelopes hold nothing of {database} in those days",
+            remedy=f"`pitr offsite list {database}` shows what they hold.",
+        )
+    return Wanted(database, root, tuple(units), tuple(kept))
+
+
+def bring(shelf: Shelf, wanted: Wanted, report: Report = silent) -> Brought:
+    """Bring what was chosen. Raises StoreUnavailable or OSError; what was brought before stays."""
+    brought = Brought()
+    total = wanted.size_bytes
+
+    def count(size_bytes: int) -> None:
+        brought.fetched_bytes += size_bytes
+        report(Progress("fetch", min(brought.fetched_bytes, total), total))
+
+    waiting = list(wanted.units)
+    while waiting:
+        again = []
+        for envelope in shelf.envelopes:
+            held = [copies for copies in waiting if copies[0].envelope is envelope]
+            for copies, error in _bring(envelope, held, wanted.root, count, brought):
+                if len(copies) > 1 and isinstance(error, ArtifactDamaged):
+                    again.append(copies[1:])
+                    brought.notes.append(
+                        f"passed over, for the copy in the envelope of {copies[1].envelope.day}: {error.what}"
+                    )
+                else:
+                    brought.problems.append(error.what)
+        waiting = again
+    return brought
+
+
+def _bring(
+    envelope: Envelope, units: list[tuple[Copy, ...]], root: Path, count: object, brought: Brought
+) -> Iterator[tuple[tuple[Copy, ...], ArtifactDamaged | BadRequest]]:
+    """Bring units from one envelope: all their files in its order, then the records of whole ones."""
+    assert callable(count)
+    absent = [entry for copies in units for entry in _absent(copies[0], root)]
+    reader, source = envelope.reader(absent, count)
+    failed = set()
+    try:
+        for part in ("payload", "record"):
+            ordered = sorted(
+                units, key=lambda copies: _parts(copies[0], part)[0].offset if _parts(copies[0], part) else 0
+            )
+            for copies in ordered:
+                if copies[0].unit in failed:
+                    continue
+                try:
+                    reader.fetch(_parts(copies[0], part), root)
+                except (ArtifactDamaged, BadRequest) as error:
+                    failed.add(copies[0].unit)
+                    yield copies, error
+                else:
+                    brought.artifacts += part == "record"
+    finally:
+        source.close()
+
+
+def _parts(copy: Copy, part: str) -> tuple[IndexEntry, ...]:
+    return copy.payload if part == "payload" else (copy.record,)
+
+
+def _absent(copy: Copy, root: Path) -> list[IndexEntry]:
+    return [entry for entry in copy.entries if not _seems_there(root / entry.artifact.path, entry)]
+
+
+def _seems_there(path: Path, entry: IndexEntry) -> bool:
+    try:
+        return path.stat().st_size == entry.artifact.size_bytes
+    except OSError:
+        return False
+
+
+def _closed_here(layout: Layout, database: str, copy: Copy) -> bool:
+    """Tell whether a closed bundle of that hour is here, file and all, whatever was sent of it."""
+    hour = copy.key
+    if not isinstance(hour, Hour) or copy.record.artifact.kind is not MemberKind.RECORD:
+        return False
+    try:
+        record = read_bundle_record(layout.bundle_record(database, hour))
+        size = layout.bundle(database, hour).stat().st_size if record.file else 0
+    except (OSError, ArtifactDamaged):
+        return False
+    whole = record.file is None or size == record.file.size_bytes
+    return record.state is BundleState.CLOSED and whole and not _same(layout, copy)
+
+
+def _same(layout: Layout, copy: Copy) -> bool:
+    return not _absent(copy, layout.root)
+
+
+def _key_of_record(copies: tuple[Copy, ...]) -> date | Hour | None:
+    copy = copies[0]
+    return copy.key if copy.record.artifact.kind is MemberKind.RECORD else None
+
+
+def _day(copy: Copy) -> date | None:
+    key = copy.key
+    return key.start.date() if isinstance(key, Hour) else key
