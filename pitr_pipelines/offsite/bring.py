@@ -7,14 +7,15 @@ named. A damaged copy is made up for by another envelope's, if there is one; the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
 from pitr_pipelines.catalog.inventory import read_bundle_record
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.catalog.records import BundleState
+from pitr_pipelines.catalog.records import BundleState, SealRecord, read_record
 from pitr_pipelines.errors import ArtifactDamaged, BadRequest
 from pitr_pipelines.offsite.envelope_index import IndexEntry, MemberKind
 from pitr_pipelines.offsite.shelf import Copy, Envelope, Shelf
@@ -30,7 +31,7 @@ class Wanted:
     root: Path
     units: tuple[tuple[Copy, ...], ...]
     kept: tuple[str, ...] = ()
-    """Units of which a closed bundle is here: it holds all that any other making of that hour does."""
+    """Units that are here in another making, which counts."""
 
     @property
     def size_bytes(self) -> int:
@@ -68,7 +69,7 @@ def choose_wanted(
         day = _day(copies[0])
         if day is not None and ((since and day < since) or (until and day > until)):
             continue
-        if _closed_here(Layout(root), database, copies[0]):
+        if _is_kept(Layout(root), database, copies[0]):
             kept.append(unit)
         else:
             units.append(tuple(copies))
@@ -107,34 +108,30 @@ def bring(shelf: Shelf, wanted: Wanted, report: Report = silent) -> Brought:
 
 
 def _bring(
-    envelope: Envelope, units: list[tuple[Copy, ...]], root: Path, count: object, brought: Brought
+    envelope: Envelope,
+    units: list[tuple[Copy, ...]],
+    root: Path,
+    count: Callable[[int], None],
+    brought: Brought,
 ) -> Iterator[tuple[tuple[Copy, ...], ArtifactDamaged | BadRequest]]:
-    """Bring units from one envelope: all their files in its order, then the records of whole ones."""
-    assert callable(count)
-    absent = [entry for copies in units for entry in _absent(copies[0], root)]
-    reader, source = envelope.reader(absent, count)
+    """Bring units from one envelope: all their files in its order, then the records of the whole ones."""
+    reader, source = envelope.reader((e for copies in units for e in _absent(copies[0], root)), count)
+    units = sorted(units, key=lambda copies: copies[0].entries[0].offset)
     failed = set()
     try:
-        for part in ("payload", "record"):
-            ordered = sorted(
-                units, key=lambda copies: _parts(copies[0], part)[0].offset if _parts(copies[0], part) else 0
-            )
-            for copies in ordered:
-                if copies[0].unit in failed:
+        for last in (False, True):
+            for copies in units:
+                copy = copies[0]
+                if copy.unit in failed:
                     continue
                 try:
-                    reader.fetch(_parts(copies[0], part), root)
+                    reader.fetch([copy.record] if last else copy.payload, root)
                 except (ArtifactDamaged, BadRequest) as error:
-                    failed.add(copies[0].unit)
+                    failed.add(copy.unit)
                     yield copies, error
-                else:
-                    brought.artifacts += part == "record"
+        brought.artifacts += len(units) - len(failed)
     finally:
         source.close()
-
-
-def _parts(copy: Copy, part: str) -> tuple[IndexEntry, ...]:
-    return copy.payload if part == "payload" else (copy.record,)
 
 
 def _absent(copy: Copy, root: Path) -> list[IndexEntry]:
@@ -148,22 +145,25 @@ def _seems_there(path: Path, entry: IndexEntry) -> bool:
         return False
 
 
-def _closed_here(layout: Layout, database: str, copy: Copy) -> bool:
-    """Tell whether a closed bundle of that hour is here, file and all, whatever was sent of it."""
-    hour = copy.key
-    if not isinstance(hour, Hour) or copy.record.artifact.kind is not MemberKind.RECORD:
+def _is_kept(layout: Layout, database: str, copy: Copy) -> bool:
+    """Tell whether what is here of an hour counts, although it is not what was sent.
+
+    A closed bundle does, of an hour that was sent when it was open or was made anew since; and a seal.
+    """
+    hour, sent = copy.key, copy.record.artifact
+    if not isinstance(hour, Hour):
         return False
+    path = layout.root / sent.path
     try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() == sent.sha256:
+            return False
+        if sent.kind is MemberKind.SEAL:
+            return read_record(path, SealRecord).hour == hour
         record = read_bundle_record(layout.bundle_record(database, hour))
-        size = layout.bundle(database, hour).stat().st_size if record.file else 0
+        size = layout.bundle(database, hour).stat().st_size if record.file else None
     except (OSError, ArtifactDamaged):
         return False
-    whole = record.file is None or size == record.file.size_bytes
-    return record.state is BundleState.CLOSED and whole and not _same(layout, copy)
-
-
-def _same(layout: Layout, copy: Copy) -> bool:
-    return not _absent(copy, layout.root)
+    return record.state is BundleState.CLOSED and (record.file is None or size == record.file.size_bytes)
 
 
 def _key_of_record(copies: tuple[Copy, ...]) -> date | Hour | None:

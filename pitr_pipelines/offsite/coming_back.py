@@ -122,7 +122,7 @@ class ComingBack:
         return found
 
     def _notes(self) -> list[str]:
-        return [*(f"passed over: {passed}" for passed in self.stage.shelf.passed_over), *self.stage.notes]
+        return [*passed_over_lines(self.stage.shelf), *self.stage.notes]
 
     def _check_room(self, plan: Plan) -> None:
         needed = sum(part.size_bytes - part.here_bytes for part in self.parts(plan))
@@ -161,6 +161,20 @@ def coming_back(
         stage.remove()
 
 
+def passed_over_lines(shelf: Shelf) -> list[str]:
+    """Name the envelopes that cannot be used, and say what it means if the newest is one of them."""
+    newest = shelf.envelopes[0].day
+    return [
+        f"passed over: {passed}"
+        + (
+            f"; what came after the envelope of {newest} is MISSING off-site without it"
+            if passed.day > newest
+            else ""
+        )
+        for passed in shelf.passed_over
+    ]
+
+
 def needed_by(plan: Plan) -> list[Artifact]:
     """Return the bases and bundles that a plan needs, its own base first."""
     days: set[date] = {plan.base.day}
@@ -187,11 +201,10 @@ def part_lines(parts: list[Part]) -> list[str]:
     ]
     for (envelope, is_base), group in groupby(parts, key=lambda p: (p.envelope, not _is_hour(p.artifact))):
         held = list(group)
-        what = f"base {held[0].artifact}" if is_base else f"bundle {held[0].artifact}"
+        kind = "base" if is_base else "bundle"
+        what = f"{kind} {held[0].artifact}"
         if len(held) > 1:
-            what = (
-                f"{len(held)} {'bases' if is_base else 'bundles'}, {held[0].artifact} to {held[-1].artifact}"
-            )
+            what = f"{len(held)} {kind}s, {held[0].artifact} to {held[-1].artifact}"
         size = show_bytes(sum(part.size_bytes for part in held))
         lines.append(f"              {what}, {size}, from the envelope of {envelope}")
     return lines

@@ -48,7 +48,7 @@ class Neighbours:
         self,
         source: RangeSource,
         wanted: Iterable[IndexEntry],
-        count: Callable[[int], None] = lambda size_bytes: None,
+        count: Callable[[int], None] | None = None,
     ) -> None:
         self._source = source
         self._runs = list(runs(wanted))
@@ -70,7 +70,8 @@ class Neighbours:
         done = 0
         while done < length and (piece := self._take(length - done)):
             done += len(piece)
-            self._count(len(piece))
+            if self._count is not None:
+                self._count(len(piece))
             yield bytes(piece)
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ class Envelope:
         return self.index.day
 
     def reader(
-        self, wanted: Iterable[IndexEntry], count: Callable[[int], None] = lambda size_bytes: None
+        self, wanted: Iterable[IndexEntry], count: Callable[[int], None] | None = None
     ) -> tuple[EnvelopeReader, Neighbours]:
         """Return what reads these members with few requests, and its source, which is to be closed."""
         source = Neighbours(self.source, wanted, count)
@@ -179,9 +179,10 @@ def list_envelopes(
     found = []
     for listed in store.list(store.place.prefix):
         day = day_of_key(store.place, listed.key)
-        if day is not None and listed.key == envelope_key(store.place, day):
-            if (since is None or day >= since) and (until is None or day <= until):
-                found.append((day, listed))
+        if day is None or listed.key != envelope_key(store.place, day):
+            continue
+        if (since is None or day >= since) and (until is None or day <= until):
+            found.append((day, listed))
     return sorted(found, key=lambda pair: pair[0], reverse=True)
 
 
@@ -217,7 +218,7 @@ def _nothing(store: ObjectStore, passed_over: Collection[PassedOver]) -> PitrErr
     if not passed_over:
         return BadRequest(
             f"there is no envelope at {place}",
-            remedy="Are `bucket` and `prefix` those of the machine that made the backups, and the days right?",
+            remedy="Are `bucket` and `prefix` those that the backups were sent to, and the days right?",
         )
     wrong = [passed for passed in passed_over if isinstance(passed.error, WrongKey)]
     said = "".join(f"\n  {passed}" for passed in passed_over)

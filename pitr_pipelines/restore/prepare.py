@@ -124,9 +124,7 @@ class _PassingOver:
         def binaries() -> Binaries:
             return find_binaries(inventory.bases[-1].major, settings.binaries)
 
-        index = WalIndex(layout, inventory)
-        if retrieval is not None:
-            index = WalIndex(layout, inventory, retrieval.envelope_of)
+        index = WalIndex(layout, inventory, retrieval.envelope_of if retrieval is not None else None)
         size = inventory.segment_size or 1
         with waldump_probe(layout, inventory.database, size, binaries, retrieval) as probe:
             return make_plan(

@@ -94,7 +94,7 @@ class WalIndex:
         self,
         layout: Layout,
         inventory: Inventory,
-        envelope_of: Callable[[Hour], date | None] = lambda hour: None,
+        envelope_of: Callable[[Hour], date | None] | None = None,
     ) -> None:
         self._layout = layout
         self._envelope_of = envelope_of
@@ -133,7 +133,8 @@ class WalIndex:
             hour = bundled[0]
             member = self._load(hour).get(str(segment))
             if member is not None:
-                return WalSegment(segment, member.closed_at, InBundle(hour, member, self._envelope_of(hour)))
+                envelope = self._envelope_of(hour) if self._envelope_of is not None else None
+                return WalSegment(segment, member.closed_at, InBundle(hour, member, envelope))
         return WalSegment(segment, raw.closed_at, InArchive(raw)) if raw is not None else None
 
     def chain(self, base: BaseRecord, branch: TimelineHistory) -> Iterator[WalSegment]:
