@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.inventory import read_bundle_record
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BundleState, SealRecord, read_record
@@ -20,6 +22,7 @@ from pitr_pipelines.errors import ArtifactDamaged, BadRequest
 from pitr_pipelines.offsite.envelope_index import IndexEntry, MemberKind
 from pitr_pipelines.offsite.shelf import Copy, Envelope, Shelf
 from pitr_pipelines.progress import Progress, Report, silent
+from pitr_pipelines.units import show_bytes
 from pitr_pipelines.wal.hours import Hour
 
 
@@ -81,8 +84,29 @@ def choose_wanted(
     return Wanted(database, root, tuple(units), tuple(kept))
 
 
+def wanted_line(wanted: Wanted) -> str:
+    """Say in a line what is to be brought, and how much that is."""
+    bases, hours = wanted.bases, wanted.hours
+    what = f"{len(bases)} bases" + (f" ({bases[0]} to {bases[-1]})" if bases else "")
+    what += f", {len(hours)} hours of WAL" + (f" ({hours[0]} to {hours[-1]})" if hours else "")
+    kept = f"; {len(wanted.kept)} that are newer here are left alone" if wanted.kept else ""
+    return f"{what}: {show_bytes(wanted.size_bytes)} to fetch into {wanted.root}{kept}"
+
+
 def bring(shelf: Shelf, wanted: Wanted, report: Report = silent) -> Brought:
-    """Bring what was chosen. Raises StoreUnavailable or OSError; what was brought before stays."""
+    """Bring what was chosen. What was brought stays, also if something is raised.
+
+    Raises StoreUnavailable, OSError, and ArtifactBusy if somebody makes artifacts of the database.
+    """
+    layout = Layout(wanted.root)
+    with ExitStack() as stack:
+        for lock in (layout.base_lock(wanted.database), layout.bundle_lock(wanted.database)):
+            subject = f"the artifacts of {wanted.database}"
+            stack.enter_context(durable.exclusive_lock(lock, subject=subject, wait=False))
+        return _bring_all(shelf, wanted, report)
+
+
+def _bring_all(shelf: Shelf, wanted: Wanted, report: Report) -> Brought:
     brought = Brought()
     total = wanted.size_bytes
 

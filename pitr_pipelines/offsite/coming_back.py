@@ -16,10 +16,11 @@ from itertools import groupby
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.errors import NotRestorable, StorageFailed
+from pitr_pipelines.errors import NotRestorable, PitrError, StorageFailed
 from pitr_pipelines.offsite.shelf import Copy, Shelf
 from pitr_pipelines.offsite.stage import AnotherCopy, Artifact, Stage
 from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore.destination import make_parents
 from pitr_pipelines.restore.integrity import Damage, find_damage
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.prepare import plan_restore
@@ -49,15 +50,14 @@ class Part:
 class ComingBack:
     """One database's restore from envelopes, from its plan on. Make it with `coming_back`."""
 
-    def __init__(
-        self, settings: Settings, stage: Stage, target: Target, timeline: int | None, base: date | None
-    ) -> None:
+    def __init__(self, settings: Settings, stage: Stage, target: Target, timeline: int | None) -> None:
         self.stage = stage
         self._settings = settings
         self._target = target
         self._timeline = timeline
-        self._base = base
         self._raw_damage: list[Damage] = []
+        self.is_done = False
+        """Set when nothing that was fetched is needed any more."""
 
     @property
     def layout(self) -> Layout:
@@ -73,7 +73,6 @@ class ComingBack:
                     self.stage.database,
                     self._target,
                     timeline=self._timeline,
-                    base=self._base,
                     seal=False,
                     check=False,
                     retrieval=self.stage,
@@ -143,22 +142,30 @@ def coming_back(
     target: Target,
     *,
     timeline: int | None = None,
-    base: date | None = None,
     report: Report = silent,
 ) -> Iterator[ComingBack]:
     """Give a database's restore for the length of the block, its records fetched.
 
-    What was fetched is deleted afterwards, if nothing was raised; else the next attempt goes on with it.
+    What was fetched is deleted afterwards if it `is_done`; else the next attempt goes on with it.
     Raises BadRequest if there is nothing of the database, and ArtifactBusy if somebody else is at it.
     """
     settings.database(database)
     root = settings.restore_root / _STAGES / database
     stage = Stage(shelf, database, root, Layout(settings.backup_root))
     subject = f"the fetching of {database} from off-site"
+    make_parents(settings.restore_root)  # the restored server's user must be able to pass
     with durable.exclusive_lock(root.with_name(f".{database}.lock"), subject=subject, wait=False):
-        stage.set_up(report)
-        yield ComingBack(settings, stage, target, timeline, base)
-        stage.remove()
+        work = ComingBack(settings, stage, target, timeline)
+        try:
+            stage.set_up(report)
+            yield work
+        except PitrError as error:
+            if stage.holds_files():
+                error.remedy += f"\nWhat was fetched is kept in {root}: the next attempt goes on with it."
+            raise
+        finally:
+            if work.is_done or not stage.holds_files():
+                stage.remove()
 
 
 def passed_over_lines(shelf: Shelf) -> list[str]:
@@ -210,11 +217,10 @@ def part_lines(parts: list[Part]) -> list[str]:
     return lines
 
 
-def fetched_line(parts: list[Part], took_s: float) -> str:
+def fetched_text(size_bytes: int, took_s: float) -> str:
     """Say how much was fetched, and how fast."""
-    size = sum(part.size_bytes - part.here_bytes for part in parts)
-    rate = f" ({show_bytes(size / took_s)}/s)" if took_s > 0 and size else ""
-    return f"fetched {show_bytes(size)} in {show_duration(took_s)}{rate}"
+    rate = f" ({show_bytes(size_bytes / took_s)}/s)" if took_s > 0 and size_bytes else ""
+    return f"fetched {show_bytes(size_bytes)} in {show_duration(took_s)}{rate}"
 
 
 def _is_hour(artifact: Artifact) -> bool:

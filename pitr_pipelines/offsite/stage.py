@@ -148,9 +148,19 @@ class Stage:
             return self._path(entry).stat().st_size == entry.artifact.size_bytes
         return False
 
+    def holds_files(self) -> bool:
+        """Tell whether anything lies in the stage that was long to fetch."""
+        rooms = (self.layout.bases(self.database), self.layout.bundles(self.database))
+        return any(
+            not name.endswith(".json") and not Path(directory, name).is_symlink()
+            for room in rooms
+            for directory, _, files in os.walk(room)
+            for name in files
+        )
+
     def remove(self) -> None:
         """Delete the stage; what its links point to stays."""
-        shutil.rmtree(self.layout.root)
+        shutil.rmtree(self.layout.root, ignore_errors=True)
 
     def _discard(self, artifact: Artifact, problem: str) -> None:
         """Drop the copy that is used of an artifact; what lies in the stage of it goes, if it is a link."""
