@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -18,7 +18,12 @@ import psycopg
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BaseRecord, write_record
 from pitr_pipelines.offsite.artifacts import find_artifacts
-from pitr_pipelines.offsite.encryption import Identities, parse_identities, parse_recipients
+from pitr_pipelines.offsite.encryption import (
+    Identities,
+    generate_identity,
+    parse_identities,
+    parse_recipients,
+)
 from pitr_pipelines.offsite.envelope import EnvelopePlan, plan_envelope
 from pitr_pipelines.offsite.envelope_stream import EnvelopeStream
 from pitr_pipelines.offsite.object_store import ObjectStore
@@ -33,7 +38,7 @@ from pitr_pipelines.restore.target import Target
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.bundles import make_bundle
 from pitr_pipelines.wal.hours import Hour
-from pitr_pipelines_tests.servers import TestServer
+from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer
 
 CLEAR = timedelta(milliseconds=4)
 """Commit times and WAL order may differ by microseconds; targets keep this far from any commit."""
@@ -129,6 +134,30 @@ class Scene:
             return {row[0] for row in connection.execute("SELECT id FROM rows")}
 
 
+def make_scene(
+    server_factory: ServerFactory,
+    pitr_settings: SettingsMaker,
+    open_store: Callable[..., ObjectStore],
+    names: tuple[str, ...] = ("order-db", "users"),
+    *,
+    major: int | None = None,
+    encrypted: bool = True,
+) -> Scene:
+    servers = [server_factory(name, major=major, wal_segment_size_mb=1, options=OPTIONS) for name in names]
+    secret, public = generate_identity()
+    offsite = offsite_settings(open_store(), public if encrypted else None)
+    settings = pitr_settings(*servers, offsite=offsite, bundle={"keep_raw_hours": 0})
+    for server in servers:
+        create_rows(server)
+    return Scene(settings, servers, open_store, secret)
+
+
+def past_days(count: int) -> list[date]:
+    """Return the last days, today included, oldest first."""
+    today = datetime.now(UTC).date()
+    return [today - timedelta(days=back) for back in reversed(range(count))]
+
+
 def offsite_settings(store: ObjectStore, public: str | None) -> dict[str, Any]:
     """Return what pitr.yaml says about the off-site copy."""
     place = store.place.model_dump(mode="json", exclude_defaults=True)
@@ -178,12 +207,14 @@ def writing(servers: Sequence[TestServer], seed: int) -> Iterator[None]:
     threads = [
         threading.Thread(target=write, args=(server, number)) for server in servers for number in range(2)
     ]
-    with ExitStack() as stack:
-        stack.callback(lambda: [thread.join() for thread in threads])
-        stack.callback(stop.set)
-        for thread in threads:
-            thread.start()
+    for thread in threads:
+        thread.start()
+    try:
         yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
 
 
 def committed(server: TestServer) -> dict[int, datetime]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import random
 import shutil
 import time
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 
-from pitr_pipelines.offsite.encryption import generate_identity
 from pitr_pipelines.restore.target import LatestTarget, TimeTarget
 from pitr_pipelines_tests.offsite.conftest import StoreMaker
 from pitr_pipelines_tests.offsite.lost_scene import (
-    OPTIONS,
-    Scene,
     committed,
-    create_rows,
-    offsite_settings,
+    make_scene,
+    past_days,
     some_moment,
     until,
     writing,
@@ -32,28 +29,6 @@ TODAY = datetime.now(UTC).date()
 NAMES = ("order-db", "users")
 
 
-def make_scene(
-    server_factory: ServerFactory,
-    pitr_settings: SettingsMaker,
-    open_store: StoreMaker,
-    names: tuple[str, ...] = NAMES,
-    *,
-    major: int | None = None,
-    encrypted: bool = True,
-) -> Scene:
-    servers = [server_factory(name, major=major, wal_segment_size_mb=1, options=OPTIONS) for name in names]
-    secret, public = generate_identity()
-    offsite = offsite_settings(open_store(), public if encrypted else None)
-    settings = pitr_settings(*servers, offsite=offsite, bundle={"keep_raw_hours": 0})
-    for server in servers:
-        create_rows(server)
-    return Scene(settings, servers, open_store, secret)
-
-
-def days(count: int) -> list[date]:
-    return [TODAY - timedelta(days=back) for back in reversed(range(count))]
-
-
 @pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
 def test_every_database_comes_back_from_the_bucket_and_the_key_alone(
     server_factory: ServerFactory,
@@ -65,7 +40,7 @@ def test_every_database_comes_back_from_the_bucket_and_the_key_alone(
     scene = make_scene(server_factory, pitr_settings, open_store, major=major)
     first: dict[str, datetime] = {}
     sealed: dict[str, datetime] = {}
-    for number, day in enumerate(days(3)):
+    for number, day in enumerate(past_days(3)):
         with writing(scene.servers, SEED + number):
             for server in scene.servers:
                 base = scene.base(server.name, day)
@@ -118,7 +93,7 @@ def test_a_lost_base_comes_from_off_site_and_newer_wal_from_the_archive_that_is_
     places = {segment["from"] for segment in plan["segments"]}
 
     assert "raw archive" in places
-    assert [part["artifact"] for part in plan["download"]["parts"]][0] == base.day.isoformat()
+    assert next(part["artifact"] for part in plan["download"]["parts"]) == base.day.isoformat()
     assert scene.ids("order-db", LatestTarget()) == set(truth)
     assert not scene.layout.bases("order-db").exists()
 
@@ -128,7 +103,7 @@ def test_a_restore_fetches_only_what_its_moment_needs(
 ) -> None:
     scene = make_scene(server_factory, pitr_settings, open_store)
     with writing(scene.servers, SEED):
-        for day in days(3):
+        for day in past_days(3):
             for server in scene.servers:
                 scene.base(server.name, day)
             time.sleep(0.3)
