@@ -85,8 +85,8 @@ def list_(ctx: click.Context, databases: tuple[str, ...], keys: tuple[Path, ...]
 
     settings = load_settings(ctx.obj)
     store, identities = _open(settings, keys)
-    with progress_report("offsite"):
-        seen = look(store, identities)
+    with progress_report("offsite") as report:
+        seen = look(store, identities, report)
     shelf = shelf_of(seen)
     names = sorted({contents.database for one in seen for contents in one.contents})
     for name in databases:
@@ -98,6 +98,7 @@ def list_(ctx: click.Context, databases: tuple[str, ...], keys: tuple[Path, ...]
         print_json(overview_json(store.place, seen, everything, reaches))
     elif not seen:
         click.echo(f"no envelope at {store.place.bucket}/{store.place.prefix}")
+        click.echo("Are `bucket` and `prefix` those that the backups were sent to?")
     else:
         click.echo(f"{store.place.bucket}/{store.place.prefix}")
         for line in table(("day", "size", "made at", "holds"), envelope_rows(seen, settings.zone)):
@@ -150,7 +151,8 @@ def fetch(
     settings = load_settings(ctx.obj)
     days = {"since": _day(since), "until": _day(until)}
     store, identities = _open(settings, keys)
-    shelf = open_shelf(store, identities)
+    with progress_report("offsite") as report:
+        shelf = open_shelf(store, identities, report)
     for passed in shelf.passed_over:
         print_error(passed.error)
     root = to.absolute() if to is not None else settings.backup_root
@@ -277,8 +279,8 @@ def restore(
             plan_only=plan_only,
         )
         store, identities = _open(settings, keys)
-        shelf = open_shelf(store, identities)
         with progress_report(database) as report:
+            shelf = open_shelf(store, identities, report)
             planned, done = restore_from_offsite(
                 settings,
                 shelf,

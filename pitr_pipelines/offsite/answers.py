@@ -130,6 +130,11 @@ _REMEDIES = {
     "SlowDown": "The store is busy. What was not delivered goes with the next call.",
     "ServiceUnavailable": "The store is down. What was not delivered goes with the next call.",
 }
+_WHEN_READING = {
+    "NoSuchBucket": "Correct `bucket`, `region` or `endpoint_url`: those of the backups.",
+    "SlowDown": "The store is busy. Ask again in a while.",
+    "ServiceUnavailable": "The store is down. Ask again in a while.",
+}
 _LATER = "What was not delivered goes with the next call."
 _LOOK = "A look at the store will tell; it is never sent a second time."
 
@@ -224,8 +229,7 @@ def said_by(status: int, code: str, message: str) -> str:
 def remedy_of(code: str, status: int, *, reading: bool = False) -> str:
     """Return what to do about S3's word for an error."""
     if code in _REMEDIES:
-        remedy = _REMEDIES[code]
-        return remedy.replace(f" {_LATER}", " Ask again in a while.") if reading else remedy
+        return _WHEN_READING.get(code, _REMEDIES[code]) if reading else _REMEDIES[code]
     if status in (401, 403):
         # What HEAD is answered, which has no body to say more in.
         return _FORBIDDEN

@@ -8,7 +8,7 @@ named. A damaged copy is made up for by another envelope's, if there is one; the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import date
@@ -87,8 +87,7 @@ def choose_wanted(
 def wanted_line(wanted: Wanted) -> str:
     """Say in a line what is to be brought, and how much that is."""
     bases, hours = wanted.bases, wanted.hours
-    what = f"{len(bases)} bases" + (f" ({bases[0]} to {bases[-1]})" if bases else "")
-    what += f", {len(hours)} hours of WAL" + (f" ({hours[0]} to {hours[-1]})" if hours else "")
+    what = f"{_counted(bases, 'base')}, {_counted(hours, 'hour')} of WAL"
     kept = f"; {len(wanted.kept)} that are newer here are left alone" if wanted.kept else ""
     return f"{what}: {show_bytes(wanted.size_bytes)} to fetch into {wanted.root}{kept}"
 
@@ -188,6 +187,12 @@ def _is_kept(layout: Layout, database: str, copy: Copy) -> bool:
     except (OSError, ArtifactDamaged):
         return False
     return record.state is BundleState.CLOSED and (record.file is None or size == record.file.size_bytes)
+
+
+def _counted(keys: Sequence[date] | Sequence[Hour], what: str) -> str:
+    if len(keys) < 2:
+        return f"1 {what} ({keys[0]})" if keys else f"no {what}"
+    return f"{len(keys)} {what}s ({keys[0]} to {keys[-1]})"
 
 
 def _key_of_record(copies: tuple[Copy, ...]) -> date | Hour | None:

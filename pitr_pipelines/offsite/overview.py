@@ -24,6 +24,7 @@ from pitr_pipelines.offsite.object_store import ObjectStore
 from pitr_pipelines.offsite.ranges import StoredEnvelope
 from pitr_pipelines.offsite.shelf import Envelope, Shelf, key_of, list_envelopes, open_listed
 from pitr_pipelines.offsite.stage import Stage
+from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.wal.hours import Hour
 
 
@@ -65,10 +66,12 @@ class Reach:
     problems: tuple[str, ...]
 
 
-def look(store: ObjectStore, identities: Identities | None) -> list[Seen]:
+def look(store: ObjectStore, identities: Identities | None, report: Report = silent) -> list[Seen]:
     """Look at every envelope, newest first, as far as the keys go. Raises StoreUnavailable."""
-    found = []
-    for day, listed in list_envelopes(store):
+    found: list[Seen] = []
+    every = list_envelopes(store)
+    for day, listed in every:
+        report(Progress("open", len(found) + 1, len(every), "envelopes"))
         seen = Seen(day, listed.key, listed.size_bytes, listed.modified_at)
         try:
             envelope = open_listed(StoredEnvelope(store, listed.key, listed.size_bytes), day, identities)

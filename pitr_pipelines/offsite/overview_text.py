@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 from zoneinfo import ZoneInfo
 
+from pitr_pipelines.offsite.encryption import WrongKey
 from pitr_pipelines.offsite.overview import Contents, Reach, Seen
 from pitr_pipelines.offsite_settings import Place
 from pitr_pipelines.restore.target import show_moment
@@ -18,6 +19,8 @@ def envelope_rows(seen: Iterable[Seen], zone: ZoneInfo) -> Iterator[Sequence[str
         made = show_moment(one.made_at.replace(microsecond=0), zone) if one.made_at else "?"
         if one.needs_key:
             holds = "encrypted: what is in it shows with --key FILE"
+        elif isinstance(one.problem, WrongKey):
+            holds = "encrypted to another key than those given"
         elif one.envelope is None:
             holds = "cannot be read: see below"
         else:
@@ -28,7 +31,7 @@ def envelope_rows(seen: Iterable[Seen], zone: ZoneInfo) -> Iterator[Sequence[str
 def problem_lines(seen: Iterable[Seen]) -> Iterator[str]:
     """Yield what is wrong with envelopes, and what to do about it."""
     for one in seen:
-        if one.problem is not None and not one.needs_key:
+        if one.problem is not None and not isinstance(one.problem, WrongKey):
             yield f"PROBLEM  {one.day}: {one.problem.what}"
             yield f"         {one.problem.remedy}"
 
@@ -93,6 +96,8 @@ def _held(contents: Contents) -> str:
 def _hours(contents: Contents) -> str:
     if not contents.hours:
         return "none but what the bases carry"
+    if len(contents.hours) == 1:
+        return f"1 hour, {contents.hours[0]} (UTC)"
     return f"{len(contents.hours)} hours, {contents.hours[0]} to {contents.hours[-1]} (UTC)"
 
 

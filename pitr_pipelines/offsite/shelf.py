@@ -20,6 +20,7 @@ from pitr_pipelines.offsite.envelope_index import Artifact, EnvelopeIndex, Index
 from pitr_pipelines.offsite.envelope_reader import EnvelopeReader, open_envelope
 from pitr_pipelines.offsite.object_store import Listed, ObjectStore
 from pitr_pipelines.offsite.ranges import Neighbours, StoredEnvelope
+from pitr_pipelines.progress import Progress, Report, silent
 from pitr_pipelines.wal.hours import Hour
 
 _PLACES = {
@@ -28,6 +29,8 @@ _PLACES = {
     MemberKind.SEAL: "bundles",
     MemberKind.HISTORY: "wal",
 }
+_NAMED = 3
+"""How many of the envelopes that cannot be used are named where none can."""
 _GONE = ("InvalidObjectState", "NoSuchKey")
 """S3's words for an object that is in an archive class, and for one that expired meanwhile."""
 
@@ -133,20 +136,15 @@ class Shelf:
         return found
 
 
-def open_shelf(
-    store: ObjectStore,
-    identities: Identities | None,
-    *,
-    since: date | None = None,
-    until: date | None = None,
-) -> Shelf:
-    """Open every envelope of a place, of some days if they are given.
+def open_shelf(store: ObjectStore, identities: Identities | None, report: Report = silent) -> Shelf:
+    """Open every envelope of a place.
 
     Raises BadRequest if there is none, WrongKey if none of them can be opened with the keys that are
     there, ArtifactDamaged if all are damaged, and StoreUnavailable.
     """
     envelopes, passed_over = [], []
-    for day, listed in list_envelopes(store, since=since, until=until):
+    every = list_envelopes(store)
+    for done, (day, listed) in enumerate(every, 1):
         source = StoredEnvelope(store, listed.key, listed.size_bytes)
         try:
             envelopes.append(open_listed(source, day, identities))
@@ -156,6 +154,7 @@ def open_shelf(
             if error.code not in _GONE:
                 raise
             passed_over.append(PassedOver(listed.key, day, listed.size_bytes, error))
+        report(Progress("open", done, len(every), "envelopes"))
     if not envelopes:
         raise _nothing(store, passed_over)
     return Shelf(tuple(envelopes), (*_cut_off(envelopes), *passed_over))
@@ -172,16 +171,12 @@ def open_listed(source: StoredEnvelope, day: date, identities: Identities | None
     return Envelope(source, index, identities)
 
 
-def list_envelopes(
-    store: ObjectStore, *, since: date | None = None, until: date | None = None
-) -> list[tuple[date, Listed]]:
+def list_envelopes(store: ObjectStore) -> list[tuple[date, Listed]]:
     """List what has an envelope's name, newest first, with its day."""
     found = []
     for listed in store.list(store.place.prefix):
         day = day_of_key(store.place, listed.key)
-        if day is None or listed.key != envelope_key(store.place, day):
-            continue
-        if (since is None or day >= since) and (until is None or day <= until):
+        if day is not None and listed.key == envelope_key(store.place, day):
             found.append((day, listed))
     return sorted(found, key=lambda pair: pair[0], reverse=True)
 
@@ -218,10 +213,12 @@ def _nothing(store: ObjectStore, passed_over: Collection[PassedOver]) -> PitrErr
     if not passed_over:
         return BadRequest(
             f"there is no envelope at {place}",
-            remedy="Are `bucket` and `prefix` those that the backups were sent to, and the days right?",
+            remedy="Are `bucket` and `prefix` those that the backups were sent to?",
         )
     wrong = [passed for passed in passed_over if isinstance(passed.error, WrongKey)]
-    said = "".join(f"\n  {passed}" for passed in passed_over)
+    said = "".join(f"\n  {passed}" for passed in list(passed_over)[:_NAMED])
+    if len(passed_over) > _NAMED:
+        said += f"\n  … and {len(passed_over) - _NAMED} more"
     if wrong:
         return WrongKey(
             f"no envelope at {place} can be opened with the keys that are here:{said}",

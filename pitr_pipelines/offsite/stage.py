@@ -227,7 +227,7 @@ class Stage:
             try:
                 for copy, entries in held:
                     try:
-                        reader.fetch(entries, self.layout.root, replace=True)
+                        reader.fetch(entries, self.layout.root, replace=True, durably=False)
                     except ArtifactDamaged as error:
                         failed.append((copy, error.what))
             finally:
