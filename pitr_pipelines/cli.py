@@ -3,7 +3,8 @@
 Thin: each command reads its words, calls the core, and shows the outcome. Exit codes: 0 all done;
 1 something is wrong (verify, check); 2 bad settings or request; 3 server or its programs out of
 reach; 4 server not ready; 5 artifact damaged; 6 target not restorable; 7 directory or port taken;
-8 recovery failed; 9 somebody else is at it; 10 a drill failed. With several
+8 recovery failed; 9 somebody else is at it; 10 a drill failed; 12 the object store is out of
+reach, or does not take or give it; 13 no key that fits. With several
 databases the first failure counts, and the others are done all the same.
 """
 

@@ -77,9 +77,9 @@ class EnvelopeReader:
         """Fetch members into `root`, in the envelope's order: an artifact's record after the artifact.
 
         What is there already, and the same, is not fetched again. Without `durably`, which is for what is
-        looked at again before it is used, a crash of the machine may lose it. Returns the paths of all of them. Raises
-        BadRequest, unless `replace`, where another file has the name, ArtifactDamaged if a member is not
-        what the index says; then what was fetched before it is whole and stays.
+        looked at again before it is used, a crash of the machine may lose it. Returns the paths of all of
+        them. Raises BadRequest, unless `replace`, where another file has the name, ArtifactDamaged if a
+        member is not what the index says; then what was fetched before it is whole and stays.
         """
         ordered = sorted(entries, key=lambda entry: entry.offset)
         total = sum(entry.length for entry in ordered)
