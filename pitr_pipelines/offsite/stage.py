@@ -82,6 +82,8 @@ class Stage:
     def set_up(self, report: Report = silent) -> None:
         """Fetch every record and history, and link what is in `backup_root`."""
         self._clear()
+        self._staged.clear()
+        self._here.clear()
         for artifact, held in list(self._local.items()):
             if self._holds_less(held):
                 del self._local[artifact]
