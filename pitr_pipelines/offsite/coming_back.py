@@ -86,14 +86,15 @@ class ComingBack:
                 raise
             return replace(plan, notes=(*self._notes(), *plan.notes))
 
-    def fetch(self, plan: Plan, report: Report = silent) -> Plan:
+    def fetch(self, plan: Plan, report: Report = silent, *, besides_bytes: int = 0) -> Plan:
         """Fetch what a plan needs, and check all of it; return the plan that stands in the end.
 
-        It is another one if something was damaged. Raises NotRestorable if the target cannot be reached
+        It is another one if something was damaged. `besides_bytes` are to go to the same file system
+        afterwards. Raises NotRestorable if the target cannot be reached
         without that, StorageFailed if there is no room, and StoreUnavailable.
         """
         while True:
-            self._check_room(plan)
+            self._check_room(plan, besides_bytes)
             try:
                 self.stage.provide_all(needed_by(plan), report)
                 damage = list(find_damage(self.layout, plan, report))
@@ -123,12 +124,14 @@ class ComingBack:
     def _notes(self) -> list[str]:
         return [*passed_over_lines(self.stage.shelf), *self.stage.notes]
 
-    def _check_room(self, plan: Plan) -> None:
+    def _check_room(self, plan: Plan, besides_bytes: int) -> None:
         needed = sum(part.size_bytes - part.here_bytes for part in self.parts(plan))
         free = shutil.disk_usage(self.layout.root).free
-        if needed and free < needed + _SPARE_BYTES:
+        if needed and free < needed + besides_bytes + _SPARE_BYTES:
+            besides = f", and the restore needs {show_bytes(besides_bytes)} there" if besides_bytes else ""
             raise StorageFailed(
-                f"{self.layout.root} has {show_bytes(free)} free, and {show_bytes(needed)} are to be fetched",
+                f"{self.layout.root} has {show_bytes(free)} free; {show_bytes(needed)} are to be fetched"
+                + besides,
                 remedy="Make room there, or let restore_root be on a larger disk. What was fetched before is "
                 "kept there; nothing else was touched.",
             )

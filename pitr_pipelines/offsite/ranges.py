@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 
+from pitr_pipelines.offsite.answers import StoreUnavailable
 from pitr_pipelines.offsite.envelope_index import IndexEntry
 from pitr_pipelines.offsite.envelope_reader import RangeSource
 from pitr_pipelines.offsite.object_store import ObjectStore
@@ -18,11 +19,16 @@ GAP_BYTES = 64 * 1024
 """What is rather read than asked around: on a line of 10 Mbit/s, half of what a request takes."""
 RUN_BYTES = 256 * 1024**2
 """From where on a run of neighbours ends. A broken connection is taken up again only so often in one."""
+WORTHWHILE_BYTES = 8 * 1024**2
+"""What must have come before a store that gave up is asked again for the rest."""
 
 
 @dataclass(frozen=True)
 class StoredEnvelope:
-    """An object in the store as a source of ranges: a range ends where the object does."""
+    """An object in the store as a source of ranges: a range ends where the object does.
+
+    A store gives up after a few broken connections; here it goes on for as long as that gets further.
+    """
 
     store: ObjectStore
     key: str
@@ -33,9 +39,16 @@ class StoredEnvelope:
         return self.key
 
     def get_range(self, offset: int, length: int) -> Generator[bytes, None, None]:
-        length = min(length, self.size_bytes - offset)
-        if length > 0:
-            yield from self.store.get_range(self.key, offset, length)
+        end = min(offset + length, self.size_bytes)
+        while offset < end:
+            begun = offset
+            try:
+                for piece in self.store.get_range(self.key, offset, end - offset):
+                    offset += len(piece)
+                    yield piece
+            except StoreUnavailable:
+                if offset - begun < WORTHWHILE_BYTES:
+                    raise
 
 
 class Neighbours:

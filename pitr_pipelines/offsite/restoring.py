@@ -15,6 +15,7 @@ from typing import Any
 from pitr_pipelines.offsite.coming_back import ComingBack, coming_back, fetched_text, part_lines
 from pitr_pipelines.offsite.shelf import Shelf
 from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore.destination import space_needed
 from pitr_pipelines.restore.plan import Plan
 from pitr_pipelines.restore.plan_text import plan_json, plan_lines
 from pitr_pipelines.restore.report import RestoreReport
@@ -62,12 +63,15 @@ def restore_from_offsite(
         planned = plan_json(plan, placed) | {"download": _parts_json(work, plan)}
         if asked.plan_only:
             return planned, None
+        besides = 0
         if not placed:
             # Before gigabytes are fetched; the sizes of tablespaces are known only after.
-            _choose(settings, work, plan, asked)
+            destination = _choose(settings, work, plan, asked)
+            if _device(destination.directory) == _device(work.layout.root):
+                besides = space_needed(plan)
         size = sum(part.size_bytes - part.here_bytes for part in work.parts(plan))
         began = time.monotonic()
-        fetched = work.fetch(plan, report)
+        fetched = work.fetch(plan, report, besides_bytes=besides)
         say([fetched_text(size, time.monotonic() - began)])
         if fetched != plan:
             say(["planned anew without what was damaged:", *plan_lines(fetched, settings.zone, placed)])
@@ -93,6 +97,11 @@ def _choose(settings: Settings, work: ComingBack, plan: Plan, asked: Asked) -> D
         tablespaces=asked.tablespaces,
         layout=work.layout,
     )
+
+
+def _device(path: Path) -> int:
+    """Return the device of a path, or of what it will be made in."""
+    return next(place for place in (path, *path.parents) if place.exists()).stat().st_dev
 
 
 def _parts_json(work: ComingBack, plan: Plan) -> dict[str, Any]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BundleState, write_record
 from pitr_pipelines.errors import ArtifactDamaged, BadRequest, PitrError
+from pitr_pipelines.offsite import ranges
 from pitr_pipelines.offsite.answers import StoreUnavailable
 from pitr_pipelines.offsite.artifacts import find_artifacts
 from pitr_pipelines.offsite.bring import bring, choose_wanted
@@ -312,6 +315,43 @@ def test_an_empty_place_a_wrong_bucket_and_wrong_credentials_say_so(
     assert "credentials" in error.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("word", "remedy"),
+    [
+        ("ExpiredToken", "get new credentials"),
+        ("RequestTimeTooSkewed", "clock of this machine"),
+        ("AccessDenied", "s3:ListBucket"),
+        ("SlowDown", "Ask again in a while"),
+    ],
+)
+def test_what_the_store_refuses_a_reader_says_what_to_do(
+    open_store: StoreMaker, word: str, remedy: str
+) -> None:
+    body = f"<Error><Code>{word}</Code><Message>told so</Message></Error>".encode()
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(503 if word == "SlowDown" else 403)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            with pytest.raises(StoreUnavailable, match=word) as error:
+                open_shelf(open_store(endpoint_url=f"http://127.0.0.1:{server.server_port}"), None)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert remedy in error.value.remedy
+    assert "next call" not in error.value.remedy
+
+
 def test_a_connection_that_breaks_is_taken_up_again(sent: Sent, proxy: CountingProxy, tmp_path: Path) -> None:
     sent.send(TODAY)
     shelf = open_shelf(sent.open_store(), sent.identities)
@@ -322,6 +362,24 @@ def test_a_connection_that_breaks_is_taken_up_again(sent: Sent, proxy: CountingP
     assert brought.problems == []
     rooms = ("base/users", "bundles/users")
     assert files_below(tmp_path / "back", *rooms) == files_below(sent.layout.root, *rooms)
+
+
+def test_a_line_that_keeps_breaking_is_no_reason_to_give_up_while_it_gets_further(
+    sent: Sent, proxy: CountingProxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent.send(TODAY)
+    shelf = open_shelf(sent.open_store(), sent.identities)
+    proxy.cut_reads = 6
+    with monkeypatch.context() as patched:
+        patched.setattr(ranges, "WORTHWHILE_BYTES", 10_000)
+        brought = bring(shelf, choose_wanted(shelf, "users", tmp_path / "back"))
+    assert (brought.problems, proxy.cut_reads) == ([], 0)
+
+    proxy.cut_reads = 6
+    with pytest.raises(StoreUnavailable, match="broke 4 times"):
+        bring(shelf, choose_wanted(shelf, "order-db", tmp_path / "back"))
+    bring(shelf, choose_wanted(shelf, "order-db", tmp_path / "back"))
+    assert files_below(tmp_path / "back", "base") == files_below(sent.layout.root, "base")
 
 
 def test_a_key_file_is_new_its_owners_alone_and_is_read_back(tmp_path: Path) -> None:
