@@ -102,7 +102,17 @@ def bring(shelf: Shelf, wanted: Wanted, report: Report = silent) -> Brought:
         for lock in (layout.base_lock(wanted.database), layout.bundle_lock(wanted.database)):
             subject = f"the artifacts of {wanted.database}"
             stack.enter_context(durable.exclusive_lock(lock, subject=subject, wait=False))
+        _remove_leftovers(wanted)
         return _bring_all(shelf, wanted, report)
+
+
+def _remove_leftovers(wanted: Wanted) -> None:
+    """Remove what a fetch that was killed left under temporary names. The locks are held."""
+    entries = (entry for copies in wanted.units for entry in copies[0].entries)
+    places = {wanted.root / e.artifact.path for e in entries if e.artifact.kind is not MemberKind.HISTORY}
+    for directory in {path.parent for path in places}:
+        for path in directory.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _bring_all(shelf: Shelf, wanted: Wanted, report: Report) -> Brought:

@@ -124,9 +124,12 @@ def test_fetching_again_reads_indexes_only(sent: Sent, proxy: CountingProxy, tmp
     shelf = open_shelf(sent.open_store(), sent.identities)
     bring(shelf, choose_wanted(shelf, "users", tmp_path / "back"))
     proxy.read_bytes = 0
+    left_by_a_kill = tmp_path / "back" / "base" / "users" / str(TODAY) / ".base.tar.1-1.tmp"
+    left_by_a_kill.write_bytes(b"half")
 
     brought = bring(shelf, choose_wanted(shelf, "users", tmp_path / "back"))
 
+    assert not left_by_a_kill.exists()
     assert (proxy.read_bytes, brought.fetched_bytes, brought.problems) == (0, 0, [])
     assert brought.artifacts == 6
 
