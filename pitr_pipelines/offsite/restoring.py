@@ -69,10 +69,10 @@ def restore_from_offsite(
             destination = _choose(settings, work, plan, asked)
             if _device(destination.directory) == _device(work.layout.root):
                 besides = space_needed(plan)
-        size = sum(part.size_bytes - part.here_bytes for part in work.parts(plan))
+        before = work.stage.fetched_bytes
         began = time.monotonic()
         fetched = work.fetch(plan, report, besides_bytes=besides)
-        say([fetched_text(size, time.monotonic() - began)])
+        say([fetched_text(work.stage.fetched_bytes - before, time.monotonic() - began)])
         if fetched != plan:
             say(["planned anew without what was damaged:", *plan_lines(fetched, settings.zone, placed)])
         done = restore(

@@ -55,7 +55,8 @@ class StagedLayout(Layout):
 class Stage:
     """One database's stage; a `Retrieval` for planning.
 
-    `damaged` is what no good copy is left of, and `notes` what other copies made up for.
+    `damaged` is what no good copy is left of, `notes` what other copies made up for, and `fetched_bytes`
+    counts what came, damaged or not.
     """
 
     def __init__(self, shelf: Shelf, database: str, root: Path, local: Layout) -> None:
@@ -64,6 +65,7 @@ class Stage:
         self.layout = StagedLayout(root, local)
         self.damaged: list[Damage] = []
         self.notes: list[str] = []
+        self.fetched_bytes = 0
         self.shelf = shelf
         self._copies: dict[Artifact, list[Copy]] = {}
         self._histories: list[list[Copy]] = []
@@ -219,6 +221,7 @@ class Stage:
         def count(size_bytes: int) -> None:
             nonlocal done
             done += size_bytes
+            self.fetched_bytes += size_bytes
             report(Progress(step, min(done, total), total))
 
         failed = []
