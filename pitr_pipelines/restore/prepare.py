@@ -88,6 +88,8 @@ class _PassingOver:
 
     def also(self, damage: Iterable[Damage]) -> _PassingOver:
         found = list(damage)
+        if not found:
+            return self
         return _PassingOver(
             self.inventory.without({part.artifact for part in found}),
             self.base,
