@@ -18,6 +18,8 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
+from pitr_pipelines.cli_offsite import offsite
+from pitr_pipelines.cli_offsite_copy import budget, copy
 from pitr_pipelines.cli_restore import restore
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
@@ -55,6 +57,9 @@ def main(ctx: click.Context, config: Path | None) -> None:
 
 
 main.add_command(restore)
+main.add_command(offsite)
+offsite.add_command(copy)
+offsite.add_command(budget)
 
 
 def _settings(ctx: click.Context) -> Settings:

@@ -260,7 +260,7 @@ def take_inventory(layout: Layout, database: str, cache: RecordCache) -> tuple[I
         if name.endswith(".json") and not name.endswith(".seal.json"):
             path = layout.bundles(database) / name
             _recall(path, name, cache.bundles, bundles, _read_bundle, problems)
-    raw = archive.scan_archive(layout.wal(database))
+    raw = [file for place in layout.archives(database) for file in archive.scan_archive(place)]
     entries = [held.entry for held in bundles.values()]
     copies = list(archived_histories(raw, problems))
     for entry in entries:

@@ -36,6 +36,10 @@ class Layout:
     def wal(self, database: str) -> Path:
         return self.root / "wal" / database
 
+    def archives(self, database: str) -> tuple[Path, ...]:
+        """The directories in which raw WAL is looked for."""
+        return (self.wal(database),)
+
     def bundles(self, database: str) -> Path:
         return self.root / "bundles" / database
 

@@ -58,13 +58,14 @@ class Outcome:
 class StoreUnavailable(PitrError):
     """The store does not answer, or does not let us read. Nothing was changed.
 
-    `forbidden` tells that it answered, and that we may not look (401, 403).
+    `code` is S3's word, where there was an answer; `forbidden` tells that we may not look (401, 403).
     """
 
     exit_code = 12
 
-    def __init__(self, what: str, *, remedy: str, forbidden: bool = False) -> None:
+    def __init__(self, what: str, *, remedy: str, code: str | None = None, forbidden: bool = False) -> None:
         super().__init__(what, remedy=remedy)
+        self.code = code
         self.forbidden = forbidden
 
 
@@ -111,6 +112,8 @@ _REMEDIES = {
     "the same bucket and prefix? Give each its own `prefix`.",
     "ConditionalRequestConflict": "Somebody writes the same name at the same time. Give each machine its own "
     "`prefix`.",
+    "InvalidObjectState": "The object lies in an archive class of the store: have it brought back first "
+    "(`aws s3api restore-object`), which takes hours.",
     "AccessDenied": "The credentials are valid but may not do this: allow s3:PutObject (s3:GetObject and "
     "s3:ListBucket to read; also PutObjectTagging and PutObjectRetention where configured, and "
     "AbortMultipartUpload for unit `upload`), look at the key's policy if `sse` is aws:kms, and at whose "
@@ -136,6 +139,11 @@ _REMEDIES = {
     "checksums, object_lock, sse, storage_class or tags.",
     "SlowDown": "The store is busy. What was not delivered goes with the next call.",
     "ServiceUnavailable": "The store is down. What was not delivered goes with the next call.",
+}
+_WHEN_READING = {
+    "NoSuchBucket": "Correct `bucket`, `region` or `endpoint_url`: those of the backups.",
+    "SlowDown": "The store is busy. Ask again in a while.",
+    "ServiceUnavailable": "The store is down. Ask again in a while.",
 }
 LATER = "What was not delivered goes with the next call."
 _LOOK = "A look at the store will tell; it is never sent a second time."
@@ -253,16 +261,17 @@ def said_by(status: int, code: str, message: str) -> str:
     return f"the store answered {status}{word}" + (f": {message}" if message else "")
 
 
-def remedy_of(code: str, status: int) -> str:
+def remedy_of(code: str, status: int, *, reading: bool = False) -> str:
     """Return what to do about S3's word for an error."""
     if code in _REMEDIES:
-        return _REMEDIES[code]
+        return _WHEN_READING.get(code, _REMEDIES[code]) if reading else _REMEDIES[code]
     if status in (401, 403):
         # What HEAD is answered, which has no body to say more in.
         return _FORBIDDEN
     if status == 412:
         return _REMEDIES[NAME_TAKEN]
-    return "Look up the store's word for it, and the settings of the off-site copy. " + LATER
+    remedy = "Look up the store's word for it, and the settings of the off-site copy."
+    return remedy if reading else f"{remedy} {LATER}"
 
 
 def trouble(error: BaseException) -> tuple[str, str]:

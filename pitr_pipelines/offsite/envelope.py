@@ -26,6 +26,8 @@ from pitr_pipelines.offsite.envelope_index import (
 )
 from pitr_pipelines.units import show_bytes
 
+_SMALL = {MemberKind.RECORD, MemberKind.SEAL, MemberKind.HISTORY}
+
 
 class EnvelopeTooLarge(PitrError):
     """What must go does not fit into one request. Nothing was sent, and the day is not claimed."""
@@ -91,7 +93,7 @@ def plan_envelope(
 
 
 def _units(artifacts: Iterable[Artifact]) -> list[list[Artifact]]:
-    """Group files into units, in the order in which they shall lie in the envelope; records come last."""
+    """Group files into units, in the order in which they shall lie in the envelope."""
     units: dict[str, list[Artifact]] = {}
     for file in artifacts:
         units.setdefault(file.unit, []).append(file)
@@ -110,6 +112,8 @@ def _lay_out(
     units: Iterable[list[Artifact]], day: date, made_at: datetime, recipients: Recipients | None
 ) -> EnvelopePlan:
     files = [file for unit in sorted(units, key=_order) for file in unit]
+    # What a restore reads before it knows what else it needs lies together: one request a database.
+    files.sort(key=lambda file: (file.kind is MemberKind.MANIFEST, file.database or "", file.kind in _SMALL))
     index, text = build_index(files, day=day, made_at=made_at, recipients=recipients)
     return EnvelopePlan(index, text, recipients)
 

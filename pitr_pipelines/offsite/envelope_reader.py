@@ -71,13 +71,15 @@ class EnvelopeReader:
         root: Path,
         *,
         replace: bool = False,
+        durably: bool = True,
         report: Report = silent,
     ) -> list[Path]:
         """Fetch members into `root`, in the envelope's order: an artifact's record after the artifact.
 
-        What is there already, and the same, is not fetched again. Returns the paths of all of them. Raises
-        BadRequest, unless `replace`, where another file has the name, ArtifactDamaged if a member is not
-        what the index says; then what was fetched before it is whole and stays.
+        What is there already, and the same, is not fetched again. Without `durably`, which is for what is
+        looked at again before it is used, a crash of the machine may lose it. Returns the paths of all of
+        them. Raises BadRequest, unless `replace`, where another file has the name, ArtifactDamaged if a
+        member is not what the index says; then what was fetched before it is whole and stays.
         """
         ordered = sorted(entries, key=lambda entry: entry.offset)
         total = sum(entry.length for entry in ordered)
@@ -86,7 +88,7 @@ class EnvelopeReader:
         for entry in ordered:
             path = _place(root, entry)
             if not _is_there(path, entry, replace=replace):
-                self._fetch(entry, path)
+                self._fetch(entry, path, durably=durably)
             paths.append(path)
             done += entry.length
             report(Progress("fetch", done, total))
@@ -115,7 +117,7 @@ class EnvelopeReader:
         finally:
             part.unlink(missing_ok=True)
 
-    def _fetch(self, entry: IndexEntry, path: Path) -> None:
+    def _fetch(self, entry: IndexEntry, path: Path, *, durably: bool) -> None:
         file = entry.artifact
         durable.make_directory(path.parent)
         temporary = durable.temporary_name(path)
@@ -131,8 +133,12 @@ class EnvelopeReader:
                 if file.modified_at is not None:
                     moment = (file.modified_at - _EPOCH) // timedelta(microseconds=1) * 1000
                     os.utime(opened.fileno(), ns=(moment, moment))
-                os.fsync(opened.fileno())
-            durable.replace_durably(temporary, path)
+                if durably:
+                    os.fsync(opened.fileno())
+            if durably:
+                durable.replace_durably(temporary, path)
+            else:
+                temporary.replace(path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

@@ -303,12 +303,13 @@ class _Reading:
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         from botocore.exceptions import BotoCoreError, ClientError
 
+        code: str | None = None
         forbidden = False
         if isinstance(error, ClientError):
             answer = error.response.get("Error", {})
             code, status = answer.get("Code", ""), answers.status_of(error)
             said = answers.said_by(status, code, answer.get("Message", ""))
-            remedy = answers.remedy_of(code, status)
+            remedy = answers.remedy_of(code, status, reading=True)
             forbidden = status in (401, 403)
         elif isinstance(error, BotoCoreError):
             said, remedy = answers.trouble(error)
@@ -317,6 +318,7 @@ class _Reading:
         raise StoreUnavailable(
             f"{self._doing} in {self._store.place.bucket}: {self._store._clean(said)}",
             remedy=remedy,
+            code=code,
             forbidden=forbidden,
         ) from None
 

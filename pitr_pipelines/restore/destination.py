@@ -125,13 +125,15 @@ def choose_destination(
     port: int | None,
     keep_running: bool,
     tablespaces: Mapping[str, str] | None = None,
+    layout: Layout | None = None,
 ) -> Destination:
     """Decide where a plan is carried out, and check that it can be there. Touches nothing.
 
     `to` is a directory that does not exist or is empty; by default it is a new one in
     `restore_root`, named for the database and the target. `port` is on 127.0.0.1; by default one
     that is free. `tablespaces` gives new or empty directories, by oid or by location on the source,
-    to tablespaces that are not to lie in the restore's. Raises DestinationInUse, DestinationUnusable
+    to tablespaces that are not to lie in the restore's. `layout` is where the artifacts lie, if not in
+    `backup_root`. Raises DestinationInUse, DestinationUnusable
     or BadRequest.
     """
     directory = (to or _new_name(settings, plan)).absolute().resolve()
@@ -143,7 +145,7 @@ def choose_destination(
         _check_empty(place)
         _check_reach(place, account)
     check_apart(directory, placed)
-    _check_space(settings, plan, directory, placed)
+    _check_space(layout or Layout(settings.backup_root), plan, directory, placed)
     if port is None:
         port = free_port()
     else:
@@ -158,7 +160,7 @@ def claim(destination: Destination, plan: Plan, account: Account) -> None:
     """
     directory = destination.directory
     for place in reversed(destination.directories):
-        _make_parents(place.parent)
+        make_parents(place.parent)
         if place.is_dir():
             _check_empty(place)
         else:
@@ -346,9 +348,9 @@ def _enters(account: Account, directory: Path) -> bool:
     return run(account, ["/bin/sh", "-c", 'cd -- "$1"', "sh", directory]).returncode == 0
 
 
-def _check_space(settings: Settings, plan: Plan, directory: Path, placed: Mapping[int, Path]) -> None:
+def _check_space(layout: Layout, plan: Plan, directory: Path, placed: Mapping[int, Path]) -> None:
     """Check that each file system has room for all that goes there."""
-    apart = sizes(Layout(settings.backup_root), plan.base) if placed else {}
+    apart = sizes(layout, plan.base) if placed else {}
     elsewhere = {place: apart.get(oid, 0) for oid, place in placed.items()}
     wanted = {directory: space_needed(plan) - sum(elsewhere.values())}
     wanted |= {place: size + size // 20 for place, size in elsewhere.items()}
@@ -398,7 +400,7 @@ def _existing(path: Path) -> Path:
     return path
 
 
-def _make_parents(directory: Path) -> None:
+def make_parents(directory: Path) -> None:
     """Create missing directories above the restore, open to everybody: the restore itself is not."""
     missing = []
     while not directory.is_dir():

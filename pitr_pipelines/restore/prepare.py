@@ -6,7 +6,7 @@ restored; with `seal` false it does not even that.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 
@@ -20,6 +20,7 @@ from pitr_pipelines.progress import Report, silent
 from pitr_pipelines.restore.integrity import Damage, UnreadableSource, find_damage
 from pitr_pipelines.restore.plan import NotCovered, Plan, make_plan
 from pitr_pipelines.restore.probe import waldump_probe
+from pitr_pipelines.restore.retrieval import Retrieval
 from pitr_pipelines.restore.target import LatestTarget, Target
 from pitr_pipelines.restore.wal_source import WalIndex
 from pitr_pipelines.settings import Settings
@@ -37,6 +38,8 @@ def plan_restore(
     check: bool = True,
     now: datetime | None = None,
     report: Report = silent,
+    retrieval: Retrieval | None = None,
+    passed_over: Sequence[Damage] = (),
 ) -> Plan:
     """Plan a restore and check everything it needs, touching nothing.
 
@@ -44,17 +47,18 @@ def plan_restore(
     source is sealed first, if `seal` and if it answers. With `check`, every artifact of the plan is
     read and compared with its record; a damaged one is passed over if the target can be reached
     without it, and the plan's notes say so. `base` is the day of the
-    only base backup to use. `now` is injected by tests. Raises NotRestorable, which
-    says what is missing or damaged and what can be restored, or BadRequest.
+    only base backup to use. `now` is injected by tests. With `retrieval`, artifacts lie in its layout,
+    and it brings what planning looks into; `passed_over` is what is known to be damaged already. Raises
+    NotRestorable, which says what is missing or damaged and what can be restored, or BadRequest.
     """
     settings.database(database)
-    layout = Layout(settings.backup_root)
+    layout = Layout(settings.backup_root) if retrieval is None else retrieval.layout
     asked_at = now or datetime.now(UTC)
     unsealed: PitrError | None = None
     inventory = read_inventory(layout, database)
     if seal and (isinstance(target, LatestTarget) or (timeline is None and _is_in_doubt(inventory))):
         inventory, unsealed = _try_to_seal(settings, layout, database)
-    passing_over = _PassingOver(inventory, base)
+    passing_over = _PassingOver(inventory, base, retrieval).also(passed_over)
     try:
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     except NotCovered as refusal:
@@ -63,7 +67,7 @@ def plan_restore(
         inventory, unsealed = _try_to_seal(settings, layout, database)
         if unsealed is not None:
             raise _with_reason(refusal, unsealed) from None
-        passing_over = _PassingOver(inventory, base)
+        passing_over = _PassingOver(inventory, base, retrieval).also(passed_over)
         plan, passing_over = passing_over.plan(settings, layout, target, asked_at, timeline)
     while check and (damage := list(find_damage(layout, plan, report))):
         passing_over = passing_over.also(damage)
@@ -79,13 +83,17 @@ class _PassingOver:
 
     inventory: Inventory
     base: date | None
+    retrieval: Retrieval | None = None
     problems: tuple[str, ...] = ()
 
     def also(self, damage: Iterable[Damage]) -> _PassingOver:
         found = list(damage)
+        if not found:
+            return self
         return _PassingOver(
             self.inventory.without({part.artifact for part in found}),
             self.base,
+            self.retrieval,
             self.problems + tuple(part.problem for part in found),
         )
 
@@ -97,7 +105,7 @@ class _PassingOver:
         A refusal names the damage, because without it there might be a plan.
         """
         try:
-            return _plan(settings, layout, self.inventory, target, now, timeline, self.base), self
+            return self._plan(settings, layout, target, now, timeline), self
         except UnreadableSource as error:
             return self.also([error.damage]).plan(settings, layout, target, now, timeline)
         except NotRestorable as refusal:
@@ -110,24 +118,27 @@ class _PassingOver:
                 nearest=refusal.nearest,
             ) from None
 
+    def _plan(
+        self, settings: Settings, layout: Layout, target: Target, now: datetime, timeline: int | None
+    ) -> Plan:
+        inventory, retrieval = self.inventory, self.retrieval
 
-def _plan(
-    settings: Settings,
-    layout: Layout,
-    inventory: Inventory,
-    target: Target,
-    now: datetime,
-    timeline: int | None,
-    base: date | None,
-) -> Plan:
-    def binaries() -> Binaries:
-        return find_binaries(inventory.bases[-1].major, settings.binaries)
+        def binaries() -> Binaries:
+            return find_binaries(inventory.bases[-1].major, settings.binaries)
 
-    index = WalIndex(layout, inventory)
-    with waldump_probe(layout, inventory.database, inventory.segment_size or 1, binaries) as probe:
-        return make_plan(
-            inventory, index, target, probe, now=now, zone=settings.zone, timeline=timeline, base=base
-        )
+        index = WalIndex(layout, inventory, retrieval.envelope_of if retrieval is not None else None)
+        size = inventory.segment_size or 1
+        with waldump_probe(layout, inventory.database, size, binaries, retrieval) as probe:
+            return make_plan(
+                inventory,
+                index,
+                target,
+                probe,
+                now=now,
+                zone=settings.zone,
+                timeline=timeline,
+                base=self.base,
+            )
 
 
 def _is_in_doubt(inventory: Inventory) -> bool:

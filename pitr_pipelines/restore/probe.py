@@ -25,6 +25,7 @@ from pitr_pipelines.postgres.wal_inspect import (
     transaction_ends,
 )
 from pitr_pipelines.restore.integrity import Damage, UnreadableSource
+from pitr_pipelines.restore.retrieval import Retrieval, provide_for
 from pitr_pipelines.restore.wal_source import InArchive, InBase, InBundle, WalSegment, artifact_of
 from pitr_pipelines.wal import bundle_file
 from pitr_pipelines.wal.archive import check_segment, read_header
@@ -43,6 +44,7 @@ class WaldumpProbe:
     segment_size: int
     binaries: Callable[[], Binaries]
     scratch: Path
+    retrieval: Retrieval | None = None
     _seen: dict[tuple[SegmentName, SegmentName], list[TransactionEnd]] = field(default_factory=dict)
     _kept: dict[SegmentName, None] = field(default_factory=dict)
     """What is in the scratch directory, the latest used last."""
@@ -131,6 +133,7 @@ class WaldumpProbe:
         path = self.scratch / str(segment.name)
         if path.exists():
             return
+        provide_for(self.retrieval, segment)
         match segment.place:
             case InArchive(file):
                 check_segment(read_header(file.path), file.path, file.size_bytes)
@@ -176,8 +179,12 @@ def _naming(segment: WalSegment) -> Iterator[None]:
 
 @contextmanager
 def waldump_probe(
-    layout: Layout, database: str, segment_size: int, binaries: Callable[[], Binaries]
+    layout: Layout,
+    database: str,
+    segment_size: int,
+    binaries: Callable[[], Binaries],
+    retrieval: Retrieval | None = None,
 ) -> Iterator[WaldumpProbe]:
     """Give a probe for the length of the block."""
     with tempfile.TemporaryDirectory(prefix="pitr-probe-") as scratch:
-        yield WaldumpProbe(layout, database, segment_size, binaries, Path(scratch))
+        yield WaldumpProbe(layout, database, segment_size, binaries, Path(scratch), retrieval)

@@ -65,10 +65,12 @@ def restore(
     report: Report = silent,
     log: Callable[[str], None] = logger.info,
     successor: Successor | None = None,
+    layout: Layout | None = None,
 ) -> RestoreReport:
     """Carry out a plan, in the directory that `choose_destination` gave, and do `at_target` at its target.
 
-    With `successor`, the cluster is to take its original's place. `verification` says what is looked at
+    With `successor`, the cluster is to take its original's place. `layout` is where the artifacts lie, if not
+    in `backup_root`. `verification` says what is looked at
     beyond the target; what pg_amcheck finds is in the report, and
     for the caller to make something of. `report` gets the steps `extract`, `replay`, `amcheck`,
     `check pages` and `sync`; `log` gets a line at each turn.
@@ -89,7 +91,16 @@ def restore(
     try:
         with terminable(), in_sentences(destination):
             work = _Restore(
-                settings, plan, stops, destination, at_target, verification, successor, report, log
+                settings,
+                layout or Layout(settings.backup_root),
+                plan,
+                stops,
+                destination,
+                at_target,
+                verification,
+                successor,
+                report,
+                log,
             )
             return work.carry_out(Cluster(destination.data_directory, binaries, account))
     except PitrError as error:
@@ -103,6 +114,7 @@ class _Restore:
     """One restore under way. `stops` is the plan with the stop that recovery is given."""
 
     settings: Settings
+    layout: Layout
     plan: Plan
     stops: Plan
     destination: Destination
@@ -116,7 +128,7 @@ class _Restore:
         plan, destination = self.plan, self.destination
         begun = time.monotonic()
         self.log(f"unpacking the base backup of {plan.base.day}, and the first of its WAL")
-        layout = Layout(self.settings.backup_root)
+        layout = self.layout
         files = SegmentFiles(layout, plan, cluster.account)
         with feed(files, destination.wal, cluster.binaries) as feeder:
             fetch(files, destination, report=self.report)

@@ -7,8 +7,8 @@ touches anything, and again when the file is read.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import date, datetime
 from itertools import accumulate
 
@@ -30,13 +30,15 @@ from pitr_pipelines.wal.timelines import TimelineHistory
 
 @dataclass(frozen=True, slots=True)
 class InBundle:
-    """A member of the bundle of `hour`."""
+    """A member of the bundle of `hour`; `envelope` is the day of the one it is fetched from, if it is."""
 
     hour: Hour
     member: BundleMember
+    envelope: date | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
-        return f"bundle {self.hour}"
+        where = "" if self.envelope is None else f" in the envelope of {self.envelope}"
+        return f"bundle {self.hour}{where}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +85,19 @@ def artifact_of(segment: WalSegment) -> date | Hour | str:
 
 
 class WalIndex:
-    """Finds segments of one database. Reads a bundle's full record only when it is asked for."""
+    """Finds segments of one database. Reads a bundle's full record only when it is asked for.
 
-    def __init__(self, layout: Layout, inventory: Inventory) -> None:
+    `envelope_of` says for a bundle that is not here which day's envelope it comes from.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        inventory: Inventory,
+        envelope_of: Callable[[Hour], date | None] | None = None,
+    ) -> None:
         self._layout = layout
+        self._envelope_of = envelope_of
         self._inventory = inventory
         self._raw = {file.name: file for file in inventory.raw}
         self._members: dict[Hour, dict[str, BundleMember]] = {}
@@ -122,7 +133,8 @@ class WalIndex:
             hour = bundled[0]
             member = self._load(hour).get(str(segment))
             if member is not None:
-                return WalSegment(segment, member.closed_at, InBundle(hour, member))
+                envelope = self._envelope_of(hour) if self._envelope_of is not None else None
+                return WalSegment(segment, member.closed_at, InBundle(hour, member, envelope))
         return WalSegment(segment, raw.closed_at, InArchive(raw)) if raw is not None else None
 
     def chain(self, base: BaseRecord, branch: TimelineHistory) -> Iterator[WalSegment]:

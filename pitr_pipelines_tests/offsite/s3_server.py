@@ -209,6 +209,8 @@ class CountingProxy:
         self.mishap: Mishap = "none"
         self.answer = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n"
         self.body_bytes = 0
+        self.read_bytes = 0
+        """What was sent in answer to GETs, without their heads."""
         self.cut_reads = 0
         self._server_port = server_port
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -304,6 +306,8 @@ class CountingProxy:
         answer = self._forward(head, body, wait=True)
         if mishap == "twice":
             answer = self._forward(head, body, wait=True)
+        if method == "GET":
+            self.read_bytes += len(answer.partition(b"\r\n\r\n")[2])
         if mishap == "swallow-answer":
             # Silent until the client gives up.
             incoming.read(1)
