@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pitr_pipelines.demo.runs import Launcher, metadata_of
 from pitr_pipelines.demo.servers import CONFIG, ORDER_DB, LiveServer, Plan
 from pitr_pipelines.offsite.budget import CallState, days, read_entry
 from pitr_pipelines.offsite.object_store import ObjectStore
+from pitr_pipelines.postgres.server import free_port
 from pitr_pipelines.settings import CONFIG_VARIABLE
 from pitr_pipelines.units import show_bytes
 
@@ -64,18 +64,17 @@ class OffsiteStory:
         """Restore the moment from the bucket, with settings, credentials and key, and nothing else."""
         elsewhere = self.plan.place / "new-machine"
         self.narrator.chapter(f"All else is gone: order-db at {moment.at:%H:%M:%S} UTC, from that alone")
-        config = self._new_machine(elsewhere)
+        config, port = self._new_machine(elsewhere), free_port()
         told = self._pitr(
             config,
             *("offsite", "restore", ORDER_DB, moment.at.isoformat(sep=" ")),
-            *("--key", str(self.place.key_file), "--to", str(elsewhere / "order-db")),
+            *("--key", str(self.place.key_file), "--to", str(elsewhere / "order-db"), "--port", str(port)),
         )
         self.narrator.show(told.stdout.splitlines())
         if told.returncode != 0:
             self.narrator.claim("it is restored", False, told.stderr)
             return
-        found = re.search(r"port[= ](\d+)", told.stdout)
-        with self.orders.connect(int(found[1]) if found else 0) as copy:
+        with self.orders.connect(port) as copy:
             rows = {table: all_rows(copy, table) for table in TABLES}
         self.narrator.claim(
             "from one object and the key, on a machine that had nothing: the same rows, every one",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -159,7 +160,7 @@ def _find_weed() -> str:
 def _free_ports(count: int) -> Sequence[int]:
     """Return ports of which those 10000 above, for gRPC, are free as well."""
     found: list[int] = []
-    candidate = _PORTS.start + os.getpid() % (len(_PORTS) - 1000)
+    candidate = _PORTS.start + secrets.randbelow(len(_PORTS))
     with ExitStack() as held:
         while len(found) < count:
             candidate = candidate + 1 if candidate + 1 in _PORTS else _PORTS.start

@@ -206,7 +206,7 @@ def part_lines(parts: list[Part]) -> list[str]:
     here = sum(part.here_bytes for part in parts)
     lines = [
         f"  download  {show_bytes(total - here)}"
-        + (f", and {show_bytes(here)} are here from an attempt before" if here else "")
+        + (f", and {show_bytes(here)} are here already" if here else "")
         + ":"
     ]
     for (envelope, is_base), group in groupby(parts, key=lambda p: (p.envelope, not _is_hour(p.artifact))):

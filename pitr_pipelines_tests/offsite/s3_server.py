@@ -6,21 +6,21 @@ store, and counts before it does anything else with it.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import tempfile
 import threading
-import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal
+
+from pitr_pipelines.demo.s3_server import ALL, User, make_buckets, prepare_s3_server
+from pitr_pipelines.errors import PitrError
 
 ACCESS_KEY = "pitraccess"
 SECRET_KEY = "pitr/secret+key"  # as secret as a test's can be
@@ -67,13 +67,10 @@ class S3Server:
 
 def start_s3_server(attempts: int = 5) -> S3Server:
     """Start SeaweedFS; on other ports, if somebody else took one of them in the meantime."""
-    from botocore.exceptions import ClientError
-
     for _ in range(attempts - 1):
         try:
             return _start()
-        # ClientError: it is somebody else's server that answers.
-        except (AssertionError, OSError, RuntimeError, ClientError):
+        except (AssertionError, OSError, PitrError):
             continue
     return _start()
 
@@ -81,41 +78,11 @@ def start_s3_server(attempts: int = 5) -> S3Server:
 def _start() -> S3Server:
     """Start SeaweedFS in a directory of its own, two users and two buckets; wait for it."""
     directory = Path(tempfile.mkdtemp(prefix="pitr-s3-"))
-    config = directory / "s3.json"
-    identities = [
-        {
-            "name": name,
-            "credentials": [{"accessKey": access_key, "secretKey": SECRET_KEY}],
-            "actions": actions,
-        }
-        for name, access_key, actions in (
-            ("admin", ADMIN_KEY, ["Admin"]),
-            # Not an Admin: for one, SeaweedFS makes a bucket that is missing.
-            ("backup", ACCESS_KEY, ["Read", "Write", "List", "Tagging"]),
-        )
-    ]
-    config.write_text(json.dumps({"identities": identities}))
-    master, volume, filer, s3 = _free_ports(4)
-    weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
-    arguments = {
-        "dir": str(directory),
-        "ip": "127.0.0.1",
-        "ip.bind": "127.0.0.1",
-        "master.telemetry": "false",
-        "master.peers": "none",
-        "master.port": str(master),
-        "volume.port": str(volume),
-        "filer.port": str(filer),
-        "s3.port": str(s3),
-        "s3.config": str(config),
-        "s3.port.iceberg": "0",
-        "s3.port.lance": "0",
-        "master.volumeSizeLimitMB": "1024",
-        "volume.max": "0",
-    }
+    admin = User("admin", ADMIN_KEY, SECRET_KEY, ALL)
+    command = prepare_s3_server(directory, (admin, User("backup", ACCESS_KEY, SECRET_KEY)))
     with (directory / "log").open("wb") as log:
         process = subprocess.Popen(
-            [weed, "server", "-filer", "-s3", *(f"-{name}={value}" for name, value in arguments.items())],
+            command.arguments,
             stdout=log,
             stderr=log,
             cwd=directory,
@@ -123,72 +90,18 @@ def _start() -> S3Server:
             env=os.environ | {"WEED_S3_SSE_KEY": "as secret as a test's can be"},
             start_new_session=True,
         )
-    server = S3Server(s3, process, directory)
+    server = S3Server(command.port, process, directory)
+
+    def check() -> None:
+        if process.poll() is not None:
+            raise AssertionError((directory / "log").read_text()[-3000:])
+
     try:
-        _make_buckets(server)
+        make_buckets(server.url, admin, {BUCKET: False, LOCKED_BUCKET: True}, check)
     except BaseException:
         server.stop()
         raise
     return server
-
-
-def _make_buckets(server: S3Server) -> None:
-    import boto3
-    from botocore.config import Config
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    client = boto3.client(
-        "s3",
-        endpoint_url=server.url,
-        aws_access_key_id=ADMIN_KEY,
-        aws_secret_access_key=SECRET_KEY,
-        region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}, s3={"addressing_style": "path"}),
-    )
-    until = time.monotonic() + 60
-    left = {BUCKET: False, LOCKED_BUCKET: True}
-    while left:
-        bucket, locked = next(iter(left.items()))
-        try:
-            client.create_bucket(Bucket=bucket, ObjectLockEnabledForBucket=locked)
-            # The first write also needs a volume to be ready.
-            client.put_object(Bucket=bucket, Key="ready", Body=b"yes")
-            del left[bucket]
-        except ClientError as error:
-            if error.response["Error"]["Code"] in ("BucketAlreadyOwnedByYou", "BucketAlreadyExists"):
-                client.put_object(Bucket=bucket, Key="ready", Body=b"yes")
-                del left[bucket]
-            elif time.monotonic() > until:
-                raise
-        except BotoCoreError:
-            if server.process.poll() is not None or time.monotonic() > until:
-                raise AssertionError((server.directory / "log").read_text()[-3000:]) from None
-        if left:
-            time.sleep(0.1)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return ports of which those 10000 above, for gRPC, are free as well."""
-    found: list[int] = []
-    held = []
-    candidate = 20000 + os.getpid() % 9000
-    while len(found) < count:
-        candidate = candidate + 1 if candidate < 32000 else 20000
-        pair = []
-        try:
-            for port in (candidate, candidate + 10000):
-                taken = socket.socket()
-                pair.append(taken)
-                taken.bind(("127.0.0.1", port))
-        except OSError:
-            for taken in pair:
-                taken.close()
-            continue
-        held += pair
-        found.append(candidate)
-    for taken in held:
-        taken.close()
-    return found
 
 
 class CountingProxy:
