@@ -23,6 +23,7 @@ from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import Moment, Record, read_record, write_record
 from pitr_pipelines.errors import ArtifactDamaged
+from pitr_pipelines.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +62,14 @@ class _Report(BaseModel):
 
 
 @contextmanager
-def reading(layout: Layout, database: str) -> Iterator[None]:
+def reading(settings: Settings, database: str) -> Iterator[None]:
     """Keep retention off a database's artifacts for the length of the block. May be nested.
 
     Where that is not possible, as on a volume that is mounted read-only, it is logged and nothing else: it
-    must not keep a restore from being done.
+    must not keep a restore from being done. Raises BadRequest for an unknown database.
     """
+    settings.database(database)
+    layout = Layout(settings.backup_root)
     if not layout.bases(database).is_dir():
         yield  # there is nothing to hold
         return

@@ -106,10 +106,8 @@ def map_wal(
     seals: list[SealRecord] = []
     for timeline, (firsts, lasts, places) in _columns(bundles, segment_size).items():
         if any(map(operator.gt, firsts, firsts[1:])):
-            order = sorted(
-                range(len(firsts)), key=lambda place, by=(firsts, lasts): (by[0][place], by[1][place])
-            )
-            firsts, lasts, places = ([column[at] for at in order] for column in (firsts, lasts, places))
+            order = sorted(zip(firsts, lasts, places, strict=True))
+            firsts, lasts, places = (list(column) for column in zip(*order, strict=True))
         found = _Runs(firsts, lasts, list(accumulate(lasts, max)), places)
         runs[timeline] = found
         for begin, end, index in _merged(found, skipped):
