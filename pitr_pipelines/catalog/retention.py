@@ -136,7 +136,9 @@ def decide(
 
 def map_inventory(inventory: Inventory, facts: Facts = NOTHING_KNOWN) -> WalMap:
     """Map the WAL of an inventory as `decide` wants it."""
-    return map_wal(*_in_order(inventory), inventory.segment_size or 1, facts.damaged_bundles)
+    bundles, bases = _in_order(inventory)
+    sound = [base for base in bases if base.day not in facts.damaged_bases]
+    return map_wal(bundles, sound, inventory.segment_size or 1, facts.damaged_bundles)
 
 
 def _in_order(inventory: Inventory) -> tuple[list[BundleEntry], list[BaseRecord]]:
@@ -216,6 +218,13 @@ class _Deciding:
         for base in self.bases:
             if base.ended_at > since:
                 self.kept_bases[base.day] = reason
+                if base.started_at <= since:  # its own copy of its last segment may end amid it
+                    own = Stretch(
+                        base.timeline,
+                        base.first_segment.number(self.wal.segment_size),
+                        base.last_segment.number(self.wal.segment_size),
+                    )
+                    self._keep_base(base, reason.text, [own])
 
     def _keep_ways_into_window(self, since: datetime) -> None:
         """Keep, for each branch that has moments in the window, the base from which these are reached."""

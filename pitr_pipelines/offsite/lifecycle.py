@@ -76,6 +76,7 @@ def lifecycle_notes(keep: KeepSettings, offsite: OffsiteSettings) -> list[str]:
         notes.append(f"object_lock ({lock.mode}, {lock.days} days) ends before the rule's {days}: good.")
     if not store.prefix:
         notes.append(
-            f'`offsite.store.prefix` is empty: the rules hold for all in the bucket that begins with "{_CENTURY}".'
+            "`offsite.store.prefix` is empty: the rules hold for everything in the bucket whose name begins "
+            f"with {_CENTURY}."
         )
     return notes
