@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 from pitr_pipelines import durable
@@ -86,10 +86,20 @@ def expire(
                 with _alone(layout.reading_lock(database), f"{database} is being restored from"):
                     done = _hide(layout, database, keep, now, confirm)
                 _remove_hidden(layout, database)
+                durable.make_directory(layout.retention_ran(database).parent)
+                layout.retention_ran(database).touch(mode=durable.FILE_MODE)
                 return done
         except _Busy as busy:
             found = propose(layout, database, keep, now=now, confirm=confirm)
             return Expiry(found, removed=False, skipped=f"{busy} right now, so nothing was removed")
+
+
+def last_run(layout: Layout, database: str) -> datetime | None:
+    """Return when retention was last carried out; None if it never was."""
+    try:
+        return datetime.fromtimestamp(layout.retention_ran(database).stat().st_mtime, UTC)
+    except FileNotFoundError:
+        return None
 
 
 class _Busy(Exception):

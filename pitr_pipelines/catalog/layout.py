@@ -65,6 +65,10 @@ class Layout:
         """The record of the WAL that retention has removed."""
         return self.root / "retention" / database / "expired.json"
 
+    def retention_ran(self, database: str) -> Path:
+        """An empty file; its mtime is when retention was last carried out."""
+        return self.root / "retention" / database / ".ran"
+
     def holds(self, database: str) -> Path:
         """One file for each restore that stands at its target and may still be moved on."""
         return self.root / "retention" / database / "holds"

@@ -20,6 +20,7 @@ from pitr_pipelines.defs.restore_drill import (
 )
 from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
+from pitr_pipelines.defs.retention import build_retention
 from pitr_pipelines.defs.schedules import build_schedules
 from pitr_pipelines.defs.wal_bundle import build_wal_bundle
 from pitr_pipelines.settings import Settings
@@ -45,18 +46,20 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
         ]
     assets.append(build_restore_points(settings))
     jobs = build_jobs(settings)
-    checks = build_checks(settings)
+    retention = build_retention(settings)
+    checks = [*build_checks(settings), *retention.checks]
     check_job = build_check_job(checks)
     drill_checks = [build_drill_check(settings, name) for name in settings.databases]
     drill_jobs = build_drill_jobs(settings)
     return dg.Definitions(
         assets=assets,
         asset_checks=[*checks, *drill_checks],
-        jobs=[*jobs.all(), check_job, *drill_jobs, build_restore_job(settings, partitions)],
+        jobs=[*jobs.all(), check_job, *drill_jobs, build_restore_job(settings, partitions), *retention.jobs],
         schedules=[
             *build_schedules(settings, jobs),
             build_check_schedule(settings, check_job),
             *build_drill_schedules(settings, partitions, drill_jobs),
+            *retention.schedules,
         ],
         sensors=[
             build_artifact_sensor(settings, jobs),
