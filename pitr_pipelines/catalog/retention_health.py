@@ -25,14 +25,14 @@ def check_retention(found: Retention, last_run: datetime | None, *, now: datetim
         when = f"ran {show_duration(now - last_run)} ago" if last_run is not None else "has not run yet"
         yield Finding(
             f"{show_bytes(may_go)} of {found.database} may go, and retention {when}",
-            f"Is `retention_schedule` on? `pitr retention {found.database}` removes it, or says why it cannot.",
+            f"Is `retention_schedule` on? `pitr retention {found.database}` does it, or says why it cannot.",
             lost=False,
         )
     waiting = _oldest(found, Verdict.WAIT)
     if waiting is not None and now - waiting > WAITS:
         yield Finding(
-            f"{show_bytes(found.size_bytes(Verdict.WAIT))} of {found.database} wait to be confirmed off-site, "
-            f"the oldest is from {waiting:%Y-%m-%d %H:%M} UTC",
+            f"{show_bytes(found.size_bytes(Verdict.WAIT))} of {found.database} wait to be confirmed "
+            f"off-site, the oldest is from {waiting:%Y-%m-%d %H:%M} UTC",
             "Look at the `offsite_copy` asset: what it delivers can go. Until then the disk fills.",
             lost=False,
         )

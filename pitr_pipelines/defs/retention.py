@@ -11,12 +11,15 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from pitr_pipelines.catalog.expiry import Expiry
+from pitr_pipelines.catalog.expiry import Expiry, last_run
+from pitr_pipelines.catalog.health import Finding
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.retention import Verdict
 from pitr_pipelines.catalog.retention_health import check_retention
 from pitr_pipelines.catalog.retention_text import expiry_lines, summary
 from pitr_pipelines.defs.check_results import Answer
 from pitr_pipelines.defs.failures import failure_of_some, from_system, shown_as_failures
+from pitr_pipelines.defs.metadata import Metadata
 from pitr_pipelines.defs.names import NO_RETRIES, RESTORE_POINTS
 from pitr_pipelines.defs.schedules import storage_absent
 from pitr_pipelines.errors import PitrError
@@ -92,15 +95,16 @@ def build_retention(settings: Settings) -> RetentionDefinitions:
 
 def judge(settings: Settings, now: datetime) -> Answer:
     """Tell whether every database's storage is as retention should have left it."""
-    findings = []
+    findings: list[Finding] = []
+    layout = Layout(settings.backup_root)
     kept_bytes = waiting_bytes = 0
     for name in settings.databases:
         found = propose_retention(settings, name, now=now)
-        findings += check_retention(found)
+        findings += check_retention(found, last_run(layout, name), now=now)
         kept_bytes += found.size_bytes(Verdict.KEEP)
         waiting_bytes += found.size_bytes(Verdict.WAIT)
     good = f"What may go is gone: {show_bytes(kept_bytes)} are kept, {show_bytes(waiting_bytes)} wait."
-    metadata = {
+    metadata: Metadata = {
         "kept_bytes": dg.MetadataValue.int(kept_bytes),
         "waiting_bytes": dg.MetadataValue.int(waiting_bytes),
     }

@@ -39,7 +39,7 @@ KEEPS = st.builds(
 )
 
 
-@dataclass
+@dataclass(repr=False)
 class World:
     """Everything that ever happened, hour by hour; `until` gives what existed at an hour."""
 
@@ -48,6 +48,10 @@ class World:
     histories: dict[int, TimelineHistory]
     began: dict[int, datetime]
     hours: int
+
+    def __repr__(self) -> str:
+        bases = ", ".join(f"{base.timeline}:{base.ended_at:%d %H:%M}" for base in self.bases)
+        return f"World({self.hours} hours; bases {bases}; {self.histories})"
 
     def now(self, hour: int) -> datetime:
         return at(hour, 5)
