@@ -52,6 +52,7 @@ bench: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python benchmarks/bench_wal_archive.py --check
 	$(BIN)/python benchmarks/bench_bundle.py --check
 	$(BIN)/python benchmarks/bench_restore.py --check
+	$(BIN)/python benchmarks/bench_retention.py --check
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info

@@ -1,4 +1,4 @@
-"""What may go is removed, all of it and nothing else; and a kill at any moment leaves a catalog that is true."""
+"""What may go is removed, all of it and nothing else; killed at any moment, the catalog is true."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_killed_at_any_step_the_catalog_is_true_and_the_next_run_finishes(
     counter = Killer(-1, after)
     run_killed(monkeypatch, counter, lambda: run(whole))
     since = NOW - timedelta(days=1, seconds=300)
-    promised = {seal for seal in reachable_seals(read_inventory(whole.layout, DATABASE))}
+    promised = set(reachable_seals(read_inventory(whole.layout, DATABASE)))
     assert counter.calls > 30
     template = Store(tmp_path / "template")
     fill(template)
@@ -204,7 +204,7 @@ def test_where_no_lock_can_be_had_a_restore_goes_on(
     def refuse(path: Path, *_: object) -> int:
         raise PermissionError(13, "Read-only file system", str(path))
 
-    monkeypatch.setattr(durable.os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     with reading(store.settings, DATABASE):
         pass
     assert "cannot be held" in caplog.text
@@ -232,7 +232,7 @@ def test_a_restore_that_stands_keeps_its_base_and_all_wal_after_it(store: Store,
     assert days(store) == [1, 2, 3, 4]
     first = read_inventory(store.layout, DATABASE).bundles[0]
     assert first.hour == hour_of(24 + 5)
-    assert [hour for hour in done.retention.hours(Verdict.REMOVE)] == [hour_of(h + 5) for h in (0, 6, 12, 18)]
+    assert done.retention.hours(Verdict.REMOVE) == [hour_of(h + 5) for h in (0, 6, 12, 18)]
     told = next(one for one in done.retention.decisions if one.base == at(24).date())
     assert told.reason.text == f"held: {tmp_path}/restore/one stands at its target and may be moved on"
 
@@ -265,7 +265,8 @@ def test_a_hold_whose_place_cannot_be_seen_counts(store: Store, tmp_path: Path) 
     stand(store, tmp_path / "volume" / "one")
     shutil.rmtree(tmp_path / "volume")
     run(store)
-    assert days(store) == [0, 1, 2, 3, 4]
+    assert days(store) == [0, 2, 3, 4]
+    assert len(read_inventory(store.layout, DATABASE).bundles) == 4 * DAYS
 
 
 def test_a_hold_that_cannot_be_read_stops_everything(store: Store, tmp_path: Path) -> None:
