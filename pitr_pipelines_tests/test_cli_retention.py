@@ -58,7 +58,7 @@ def test_a_dry_run_explains_and_removes_nothing(store: Store) -> None:
     settings = write_settings(store, retention={"keep": KEEP, "require_offsite": False})
     done = pitr(settings, "--dry-run")
     assert done.exit_code == 0, done.output
-    assert "  remove  base 2026-01-29: older than the last 1 days" in done.output
+    assert "  remove  base 2026-01-29: older than the last 1 d 0 h" in done.output
     assert "  keep    base 2026-02-02: " in done.output
     assert "may go: 2 bases and 11 hours" in done.output
     assert done.output.endswith("Nothing was removed: this was only what would be.\n")

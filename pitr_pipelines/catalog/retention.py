@@ -47,7 +47,7 @@ class Keep:
     @property
     def window_text(self) -> str:
         days = self.window / timedelta(days=1)
-        return f"the last {days:g} days" if days >= 1 else f"the last {show_duration(self.window)}"
+        return f"the last {days:g} days" if days >= 2 else f"the last {show_duration(self.window)}"
 
 
 class Verdict(StrEnum):

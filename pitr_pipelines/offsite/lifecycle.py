@@ -64,7 +64,7 @@ def lifecycle_notes(keep: KeepSettings, offsite: OffsiteSettings) -> list[str]:
         "Not covered: verification. The rule goes on when backups fail; if nothing was uploaded for "
         f"{days} days, the last envelope expires. Watch the `offsite_copy` asset, or add Object Lock.",
         "In a versioned bucket (Object Lock needs one) an envelope is really deleted a day after it expires; "
-        "without versions the other two rules do nothing.",
+        "without versions, what is said of those and of delete markers does nothing.",
     ]
     lock = store.object_lock
     if lock is not None and lock.days > days:

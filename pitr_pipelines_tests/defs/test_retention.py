@@ -43,7 +43,7 @@ def test_the_job_removes_what_may_go_and_tells_what_it_freed(store: Store) -> No
     with dg.DagsterInstance.ephemeral() as instance:
         result = run(store.settings, instance)
         assert result.success
-        assert "removed base 2026-01-29: older than the last 1 days" in logged(instance, result)
+        assert "removed base 2026-01-29: older than the last 1 d 0 h" in logged(instance, result)
         (event,) = [e for e in result.all_events if e.event_type is dg.DagsterEventType.STEP_OUTPUT]
         metadata = event.step_output_data.metadata
         assert metadata["freed_bytes"].value == 2 * 1000 + 11
