@@ -83,8 +83,9 @@ def worlds(draw: st.DrawFn) -> World:
     lost = draw(st.sets(st.integers(0, hours - 1), max_size=4))
     unsealed = draw(st.sets(st.integers(0, hours - 1), max_size=8))
     idle = draw(st.sets(st.integers(0, hours - 1), max_size=4))
-    switches = sorted(draw(st.sets(st.integers(1, hours - 1), max_size=2)))
-    back = draw(st.lists(st.integers(0, 40), min_size=len(switches), max_size=len(switches)))
+    late = st.integers(max(1, hours - 40), hours - 1)  # where a branch that was left is still in the window
+    switches = sorted(draw(st.sets(late | st.integers(1, hours - 1), max_size=2)))
+    back = draw(st.lists(st.sampled_from([0, 1, 30, 40, 60]), min_size=len(switches), max_size=len(switches)))
     base_hour = draw(st.integers(0, 23))
 
     histories: dict[int, TimelineHistory] = {}

@@ -196,6 +196,32 @@ def test_a_branch_that_was_left_keeps_its_way_into_the_window_until_that_has_pas
     assert (1 in {run.timeline for entry in after.bundles for run in entry.runs}) is kept
 
 
+def test_a_branch_that_a_restore_in_place_left_keeps_the_base_that_only_it_has() -> None:
+    """Ten hours ago the server was put back by 35 hours; what it did in these can still be restored."""
+    inventory = years(datetime(2026, 5, 1, tzinfo=UTC))
+    put_back = Hour.containing(NOW - timedelta(hours=10)).start
+    fork = number_at(put_back - timedelta(hours=35))
+    lsn = segment(fork).start(SEGMENT_SIZE)
+    history = TimelineHistory(2, (Ancestor(1, type(lsn)(lsn + 0x500)),))
+    bundles = [
+        bundle(entry.hour, 2, number_at(entry.hour.start) - 70) if entry.hour.start >= put_back else entry
+        for entry in inventory.bundles
+    ]
+    bases = [base for base in inventory.bases if base.ended_at < put_back]
+    inventory = replace(
+        inventory, bases=tuple(bases), bundles=tuple(bundles), histories={2: history}, began={2: put_back}
+    )
+    found = decide(inventory, Keep(timedelta(days=1), 0, 0, 0), now=NOW)
+    assert found.bases(Verdict.KEEP) == [date(2026, 5, 13), date(2026, 5, 14)]
+    assert "on timeline 1, which was written to until" in of_base(found, date(2026, 5, 14)).reason.text
+    after = inventory.without({*found.bases(Verdict.REMOVE), *found.hours(Verdict.REMOVE)})
+    (span,), _ = after.windows(raw=False)
+    assert (span.timeline, f"{span.end:%d %H}") == (2, "15 06")
+    reach = after.coverage().reach(after.bases[1].first_segment, TimelineHistory(1))
+    assert reach is not None
+    assert reach.last == segment(number_at(put_back) - 1)
+
+
 def test_a_timeline_of_unknown_origin_is_kept_with_what_may_lead_to_it() -> None:
     inventory = years(datetime(2026, 4, 1, tzinfo=UTC))
     hour = Hour.parse("2026-04-10-10")
