@@ -21,6 +21,7 @@ from pitr_pipelines import __version__
 from pitr_pipelines.cli_offsite import offsite
 from pitr_pipelines.cli_offsite_copy import budget, copy
 from pitr_pipelines.cli_restore import restore
+from pitr_pipelines.cli_retention import retention
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report
@@ -60,6 +61,7 @@ main.add_command(restore)
 main.add_command(offsite)
 offsite.add_command(copy)
 offsite.add_command(budget)
+main.add_command(retention)
 
 
 def _settings(ctx: click.Context) -> Settings:

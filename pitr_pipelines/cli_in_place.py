@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from pitr_pipelines.catalog.holds import reading
 from pitr_pipelines.errors import BadRequest, PitrError
 from pitr_pipelines.restore.in_place_record import InPlaceRecord, State
 from pitr_pipelines.restore.plan import NotCovered
@@ -40,7 +41,7 @@ def restore_in_place(
 
     try:
         settings.database(database)
-        with in_place.alone(directory):
+        with in_place.alone(directory), reading(settings, database):
             if plan_only:
                 in_place.check_settled(directory)
             elif _settled(in_place.settle(directory), settings.zone, as_json=as_json):

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 
 import click
 
+from pitr_pipelines.catalog.holds import reading
 from pitr_pipelines.errors import BadRequest, PitrError
 from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.settings import Settings, load_settings
@@ -173,7 +174,8 @@ def restore(
         check_keeps_running(how.at_target, how.keep_running)
         if resume is None:
             target = parse_target(settings.zone, **asked)
-            done = _restore(settings, database, target, timeline, to, port, how)
+            with reading(settings, database):
+                done = _restore(settings, database, target, timeline, to, port, how)
         else:
             if timeline is not None or to is not None or tablespaces:
                 raise BadRequest(
@@ -181,7 +183,8 @@ def restore(
                     remedy="Leave out --to, --tablespace and --timeline, or restore anew without --resume.",
                 )
             later = parse_target(settings.zone, **asked) if any(asked.values()) else None
-            done = _resume(settings, database, resume, later, port, how)
+            with reading(settings, database):
+                done = _resume(settings, database, resume, later, port, how)
     except PitrError as error:
         if plan_only and isinstance(error, NotCovered):
             error.remedy += f"\nWithout --plan, {database} is sealed first if it answers: then it is covered."

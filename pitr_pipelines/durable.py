@@ -146,6 +146,35 @@ def exclusive_lock(path: Path, *, subject: str, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def shared_lock(path: Path) -> Iterator[bool]:
+    """Hold the lock file `path` together with others, against `exclusive_lock`, for the length of the block.
+
+    Waits for whoever holds it alone. Yields False, and holds nothing, where the file can neither be opened
+    nor made (a volume mounted read-only, say): what is held off here must not keep a restore from being done.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE)
+        except OSError:
+            yield False
+            return
+    except OSError:
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            held = True
+        except OSError:
+            held = False  # a file system without locks
+        yield held
+    finally:
+        os.close(descriptor)
+
+
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -125,6 +125,7 @@ class Schedules(_Model):
     base_backup: Cron = "0 3 * * *"
     bundle: Cron = "1 * * * *"
     checks: Cron = "30 */6 * * *"
+    retention: Cron = "0 6 * * *"
 
 
 class BaseBackupSettings(_Model):
@@ -166,6 +167,29 @@ class DrillSettings(_Model):
     )
 
 
+class KeepSettings(_Model):
+    """What is kept, of every database; docs/retention.md says it with an example.
+
+    `hourly_days`: every moment of the last so many days can be restored. The others are generations: of
+    the newest so many days, weeks (ISO) and months (UTC) that have a base backup which counts, the newest
+    base of each stays, with the WAL up to the first sealed hour's end after it.
+    """
+
+    hourly_days: int = Field(ge=1, le=36500, description="days of which every moment can be restored")
+    daily: int = Field(ge=0, le=36500, description="days of which the newest base is kept")
+    weekly: int = Field(ge=0, le=5200, description="weeks of which the newest base is kept")
+    monthly: int = Field(ge=0, le=1200, description="months of which the newest base is kept")
+
+
+class RetentionSettings(_Model):
+    """What may be deleted. Without these settings, nothing ever is."""
+
+    keep: KeepSettings
+    require_offsite: StrictBool = Field(
+        description="true: a file is only deleted here when it is confirmed off-site; false: at once"
+    )
+
+
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
@@ -182,6 +206,9 @@ class Settings(_Model):
     drills: DrillSettings = DrillSettings()
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"
+    )
+    retention: RetentionSettings | None = Field(
+        default=None, description="what is kept for how long; without it, nothing is ever deleted"
     )
     binaries: dict[int, Path] = Field(
         default_factory=dict,
@@ -205,6 +232,22 @@ class Settings(_Model):
             other = keys.setdefault(asset_name(name), name)
             if other != name:
                 raise ValueError(f"databases.{name}: gives the same asset key as {other}; rename one")
+        return self
+
+    @model_validator(mode="after")
+    def _check_retention(self) -> Settings:
+        if self.retention is None:
+            return self
+        if self.retention.require_offsite and self.offsite is None:
+            raise ValueError(
+                "retention.require_offsite: true waits for an off-site copy, and there are no `offsite` "
+                "settings; add them, or say false to delete local copies that exist nowhere else"
+            )
+        if self.bundle.keep_raw_hours > 24 * self.retention.keep.hourly_days:
+            raise ValueError(
+                "bundle.keep_raw_hours: raw WAL would stay longer than retention.keep.hourly_days keeps the "
+                "bundles that vouch for it; make it at most 24 times that"
+            )
         return self
 
     @property

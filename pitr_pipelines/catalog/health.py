@@ -65,7 +65,7 @@ class ChainHealth:
     first: SegmentName | None
     last: SegmentName | None
     segments: int
-    """How many there should be, those in the gaps included."""
+    """How many there should be, those in the gaps included, and without those that retention removed."""
     gaps: tuple[Gap, ...]
     findings: tuple[Finding, ...]
 
@@ -144,7 +144,8 @@ def check_chain(inventory: Inventory) -> ChainHealth:
         findings.append(Finding(verified.problem or "", verified.remedy or "", lost))
     branches = [*inventory.unexplained(), *inventory.strays()]
     findings += [Finding(what, "docs/timelines.md says what to do.", lost=False) for what in branches]
-    return ChainHealth(first, last, last.number(size) - first.number(size) + 1, tuple(gaps), tuple(findings))
+    segments = last.number(size) - first.number(size) + 1 - inventory.segments_expired()
+    return ChainHealth(first, last, segments, tuple(gaps), tuple(findings))
 
 
 def check_window(inventory: Inventory, *, now: datetime) -> WindowHealth:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.coverage import Coverage, Gap, Window, follow, windows
+from pitr_pipelines.catalog.expired import ExpiredRun, read_expired
 from pitr_pipelines.catalog.histories import (
     BundledHistory,
     archived_histories,
@@ -113,7 +114,8 @@ class Inventory:
     `histories` says where timelines came from, as far as history files tell, and `began` when those were
     written; `contested` names the timelines of which they tell different things. `seen` is where the
     server was seen just now; without it, what exists says where it was last. `problems` names, in a line
-    each, what could not be read or contradicts itself.
+    each, what could not be read or contradicts itself. `expired` is the WAL that retention removed: where
+    that is missing, there is no gap.
     """
 
     database: str
@@ -125,6 +127,7 @@ class Inventory:
     began: Mapping[int, datetime] = field(default_factory=dict)
     contested: Mapping[int, str] = field(default_factory=dict)
     seen: Sighting | None = None
+    expired: tuple[ExpiredRun, ...] = ()
 
     @property
     def segment_size(self) -> int | None:
@@ -139,9 +142,14 @@ class Inventory:
                 return file.size_bytes
         return None
 
-    def coverage(self, *, raw: bool = True) -> Coverage:
-        """Return the WAL that exists, wherever it lies; without the raw archive if `raw` is false."""
+    def coverage(self, *, raw: bool = True, expired: bool = False) -> Coverage:
+        """Return the WAL that exists, wherever it lies; without the raw archive if `raw` is false.
+
+        With `expired`, what retention removed is there too, which shows what is missing besides.
+        """
         runs = [run for entry in self.bundles for run in entry.runs]
+        if expired:
+            runs += [run.as_run() for run in self.expired]
         if raw:
             runs += [
                 WalRun(first=file.segment, last=file.segment, closed_at=file.closed_at)
@@ -224,7 +232,12 @@ class Inventory:
     def windows(self, *, raw: bool = True) -> tuple[list[Window], list[Gap]]:
         """Return the spans that can be restored, oldest first, and the gaps that end them."""
         branch = self.branch(raw=raw)
-        return windows(self.bases, self.coverage(raw=raw), branch) if branch else ([], [])
+        if branch is None:
+            return [], []
+        spans, gaps = windows(self.bases, self.coverage(raw=raw), branch)
+        if self.expired and gaps:
+            gaps = windows(self.bases, self.coverage(raw=raw, expired=True), branch)[1]
+        return spans, gaps
 
     def bases_on_branch(self) -> list[BaseRecord]:
         """Return the bases from which recovery leads to the newest WAL, if nothing is missing between."""
@@ -234,7 +247,31 @@ class Inventory:
     def gaps(self) -> list[Gap]:
         """Return every gap between the oldest base and the newest WAL, oldest first."""
         branch, bases = self.branch(), self.bases_on_branch()
-        return follow(bases[0].first_segment, self.coverage(), branch) if branch and bases else []
+        if branch is None or not bases:
+            return []
+        return follow(bases[0].first_segment, self.coverage(expired=True), branch)
+
+    def segments_expired(self) -> int:
+        """Return how many segments between the oldest base and the newest WAL retention has removed."""
+        branch, bases, size = self.branch(), self.bases_on_branch(), self.segment_size or 1
+        if not self.expired or branch is None or not bases:
+            return 0
+
+        def count(gaps: Iterable[Gap]) -> int:
+            return sum(gap.last.number(size) - gap.first.number(size) + 1 for gap in gaps)
+
+        return count(follow(bases[0].first_segment, self.coverage(), branch)) - count(self.gaps())
+
+    def expired_within(self, gap: Gap) -> bool:
+        """Tell whether retention removed some of what is missing there."""
+        size = self.segment_size or 1
+        first, last = gap.first.number(size), gap.last.number(size)
+        return any(
+            gap.first.timeline <= run.first.timeline <= gap.last.timeline
+            and run.first.number(size) <= last
+            and first <= run.last.number(size)
+            for run in self.expired
+        )
 
     def base_after(self, gap: Gap) -> BaseRecord | None:
         """Return the oldest base on the branch that starts after a gap, or None."""
@@ -267,6 +304,11 @@ def take_inventory(layout: Layout, database: str, cache: RecordCache) -> tuple[I
         copies += bundled_histories(entry.hour, entry.histories, entry.seal)
     origins = settle(copies)
     problems += origins.contested.values()
+    expired: tuple[ExpiredRun, ...] = ()
+    try:
+        expired = read_expired(layout, database)
+    except ArtifactDamaged as error:
+        problems.append(error.what)
     inventory = Inventory(
         database,
         tuple(sorted((held.entry for held in bases.values()), key=lambda base: base.ended_at)),
@@ -276,6 +318,7 @@ def take_inventory(layout: Layout, database: str, cache: RecordCache) -> tuple[I
         tuple(problems),
         origins.began,
         origins.contested,
+        expired=expired,
     )
     remembered = {name: held for name, held in bundles.items() if _is_complete(held.entry)}
     return inventory, RecordCache(bases=bases, bundles=remembered)

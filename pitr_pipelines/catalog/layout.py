@@ -33,6 +33,10 @@ class Layout:
     def base_lock(self, database: str) -> Path:
         return self.bases(database) / ".lock"
 
+    def reading_lock(self, database: str) -> Path:
+        """Held shared by whoever restores from a database's artifacts, alone by who removes some."""
+        return self.bases(database) / ".reading"
+
     def wal(self, database: str) -> Path:
         return self.root / "wal" / database
 
@@ -60,6 +64,18 @@ class Layout:
 
     def drill_lock(self, database: str) -> Path:
         return self.drills(database) / ".lock"
+
+    def expired(self, database: str) -> Path:
+        """The record of the WAL that retention has removed."""
+        return self.root / "retention" / database / "expired.json"
+
+    def retention_ran(self, database: str) -> Path:
+        """An empty file; its mtime is when retention was last carried out."""
+        return self.root / "retention" / database / ".ran"
+
+    def holds(self, database: str) -> Path:
+        """One file for each restore that stands at its target and may still be moved on."""
+        return self.root / "retention" / database / "holds"
 
     @property
     def ledger(self) -> Path:

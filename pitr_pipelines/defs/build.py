@@ -11,12 +11,7 @@ from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, bu
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
-from pitr_pipelines.defs.offsite_copy import (
-    build_offsite_checks,
-    build_offsite_copy,
-    build_offsite_job,
-    build_offsite_sensor,
-)
+from pitr_pipelines.defs.offsite_copy import build_offsite
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.restore_drill import (
     build_drill_check,
@@ -26,6 +21,7 @@ from pitr_pipelines.defs.restore_drill import (
 )
 from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
+from pitr_pipelines.defs.retention import build_retention
 from pitr_pipelines.defs.schedules import build_schedules
 from pitr_pipelines.defs.wal_bundle import build_wal_bundle
 from pitr_pipelines.settings import Settings
@@ -51,31 +47,34 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
         ]
     assets.append(build_restore_points(settings))
     jobs = build_jobs(settings)
-    checks = build_checks(settings)
-    offsite_jobs, offsite_sensors = [], []
-    if settings.offsite is not None:
-        assets.append(build_offsite_copy(settings))
-        offsite_checks = build_offsite_checks(settings)
-        checks.append(offsite_checks)
-        offsite_jobs.append(build_offsite_job(offsite_checks))
-        offsite_sensors.append(build_offsite_sensor(settings, offsite_jobs[0]))
+    offsite = build_offsite(settings)
+    retention = build_retention(settings)
+    checks = [*build_checks(settings), *offsite.checks, *retention.checks]
     check_job = build_check_job(checks)
     drill_checks = [build_drill_check(settings, name) for name in settings.databases]
     drill_jobs = build_drill_jobs(settings)
     return dg.Definitions(
-        assets=assets,
+        assets=[*assets, *offsite.assets],
         asset_checks=[*checks, *drill_checks],
-        jobs=[*jobs.all(), check_job, *drill_jobs, *offsite_jobs, build_restore_job(settings, partitions)],
+        jobs=[
+            *jobs.all(),
+            check_job,
+            *drill_jobs,
+            *offsite.jobs,
+            *retention.jobs,
+            build_restore_job(settings, partitions),
+        ],
         schedules=[
             *build_schedules(settings, jobs),
             build_check_schedule(settings, check_job),
             *build_drill_schedules(settings, partitions, drill_jobs),
+            *retention.schedules,
         ],
         sensors=[
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
             build_missed_base_sensor(settings, jobs),
-            *offsite_sensors,
+            *offsite.sensors,
         ],
         # A run has a process of its own; a second one for each step costs seconds and isolates nothing.
         executor=dg.in_process_executor,

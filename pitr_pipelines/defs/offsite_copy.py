@@ -8,6 +8,7 @@ the ledger, so a copy that somebody made at a terminal, or that was settled late
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, date, datetime
 
 import dagster as dg
@@ -53,7 +54,26 @@ _UNDER_WAY = [
 ]
 
 
-def build_offsite_copy(settings: Settings) -> dg.AssetsDefinition:
+@dataclass(frozen=True)
+class OffsiteDefinitions:
+    """What there is in Dagster of the off-site copy; empty without settings for it."""
+
+    assets: tuple[dg.AssetsDefinition, ...] = ()
+    checks: tuple[dg.AssetChecksDefinition, ...] = ()
+    jobs: tuple[UnresolvedAssetJobDefinition, ...] = ()
+    sensors: tuple[dg.SensorDefinition, ...] = ()
+
+
+def build_offsite(settings: Settings) -> OffsiteDefinitions:
+    """Build the asset, its checks, its job, and the sensor that asks for it, which is on."""
+    if settings.offsite is None:
+        return OffsiteDefinitions()
+    checks = _checks(settings)
+    job = _job(checks)
+    return OffsiteDefinitions((_asset(settings),), (checks,), (job,), (_sensor(settings, job),))
+
+
+def _asset(settings: Settings) -> dg.AssetsDefinition:
     """Build the asset. Its partitions are the days of the provider: `api_calls.day_in`."""
     offsite = settings.offsite_copy()
     if offsite.recipients:
@@ -86,7 +106,7 @@ def build_offsite_copy(settings: Settings) -> dg.AssetsDefinition:
     return offsite_copy
 
 
-def build_offsite_checks(settings: Settings) -> dg.AssetChecksDefinition:
+def _checks(settings: Settings) -> dg.AssetChecksDefinition:
     """Build the checks: was the last copy that was due delivered, and is every database in it?"""
     specs = [
         dg.AssetCheckSpec(
@@ -116,7 +136,7 @@ def build_offsite_checks(settings: Settings) -> dg.AssetChecksDefinition:
     return checks
 
 
-def build_offsite_job(checks: dg.AssetChecksDefinition) -> UnresolvedAssetJobDefinition:
+def _job(checks: dg.AssetChecksDefinition) -> UnresolvedAssetJobDefinition:
     """Build the job that makes the day's copy, and then runs its checks."""
     return dg.define_asset_job(
         DAILY_OFFSITE_COPY,
@@ -127,7 +147,7 @@ def build_offsite_job(checks: dg.AssetChecksDefinition) -> UnresolvedAssetJobDef
     )
 
 
-def build_offsite_sensor(settings: Settings, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+def _sensor(settings: Settings, job: UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
     """Build the sensor; it is on unless somebody turns it off in Dagster."""
 
     @dg.sensor(

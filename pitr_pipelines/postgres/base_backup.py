@@ -64,6 +64,7 @@ def take_base_backup(
     progress = progress or silent
     with durable.exclusive_lock(layout.base_lock(name), subject=f"the base backups of {name}", wait=False):
         _remove_leftovers(layout.bases(name))
+        layout.reading_lock(name).touch(mode=durable.FILE_MODE)  # restores then change nothing here
         existing = None if replace else existing_base(settings, name, day)
         if existing is not None:
             log.info("%s has its base backup of %s already; nothing was done", name, day)

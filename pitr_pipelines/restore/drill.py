@@ -34,6 +34,7 @@ from pitr_pipelines.catalog.drills import (
     record_file,
     stamp_of,
 )
+from pitr_pipelines.catalog.holds import reading
 from pitr_pipelines.catalog.inventory import Inventory, read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import write_record
@@ -101,6 +102,7 @@ def run_drill(
     with (
         durable.exclusive_lock(layout.drill_lock(database), subject=f"a drill of {database}", wait=False),
         terminable(),
+        reading(settings, database),
     ):
         drill = _Drill(settings, layout, database, (scratch or settings.restore_root).absolute(), report, log)
         drill.carry_out(target, seed, seal=seal)

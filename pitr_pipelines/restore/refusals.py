@@ -66,7 +66,9 @@ class Refusals:
         return NotRestorable(
             f"{self.target} cannot be reached: {what} of {self.inventory.database} "
             f"{'is' if gap is None or gap.first == gap.last else 'are'} missing, from the archive and from "
-            "every bundle" + "".join(f"\n  {problem}" for problem in self._problems()),
+            "every bundle"
+            + (", because retention removed it" if gap and self.inventory.expired_within(gap) else "")
+            + "".join(f"\n  {problem}" for problem in self._problems()),
             remedy=self.offer(moment),
             nearest=self.nearest(moment),
         )

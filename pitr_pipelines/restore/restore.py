@@ -23,6 +23,7 @@ from pitr_pipelines.postgres.account import server_account
 from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore import holding
 from pitr_pipelines.restore.at_target import AtTarget, check_can_be_asked, check_keeps_running
 from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import Destination, choose_destination, claim, said_incomplete
@@ -86,10 +87,10 @@ def restore(
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
     require(binaries, replace(verification, pages=verification.pages and plan.base.data_checksums))
     stops = plan if at_target is AtTarget.PROMOTE else end_of_plan(settings, plan)
-    with in_sentences(destination):
+    with holding.backups_of(settings, plan), in_sentences(destination):
         claim(destination, plan, account)
     try:
-        with terminable(), in_sentences(destination):
+        with terminable(), in_sentences(destination), holding.backups_of(settings, plan):
             work = _Restore(
                 settings,
                 layout or Layout(settings.backup_root),
@@ -191,6 +192,7 @@ class _Restore:
             plan=plan_json(plan, destination.placed),
         )
         write_record(destination.report_file, done)
+        holding.hold_if_it_stands(self.settings, done)
         for marker in destination.markers:
             durable.remove_durably(marker)
         if not reached.is_to_run:

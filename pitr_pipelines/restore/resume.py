@@ -26,6 +26,7 @@ from pitr_pipelines.postgres.account import server_account
 from pitr_pipelines.postgres.binaries import find_binaries
 from pitr_pipelines.postgres.server import Cluster
 from pitr_pipelines.progress import Report, silent
+from pitr_pipelines.restore import holding
 from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.restore.configure import Configuration
 from pitr_pipelines.restore.destination import (
@@ -210,7 +211,7 @@ def move_on(
     for segment in plan.segments:
         if not isinstance(segment.place, InBase):
             files.beginning(segment)
-    with _claimed(standing, str(plan.target)):
+    with holding.backups_of(settings, plan), _claimed(standing, str(plan.target)):
         with feed(files, destination.wal, cluster.binaries, base_is_unpacked=False) as feeder:
             cluster.stop("fast", timeout_s=_STOP_S)
             keep_what_was_left(files, destination.data_directory / "pg_wal")
