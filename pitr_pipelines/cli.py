@@ -17,6 +17,8 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
+from pitr_pipelines.cli_metrics import metrics
+from pitr_pipelines.cli_report import report
 from pitr_pipelines.cli_restore import restore
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
@@ -54,6 +56,8 @@ def main(ctx: click.Context, config: Path | None) -> None:
 
 
 main.add_command(restore)
+main.add_command(report)
+main.add_command(metrics)
 
 
 def _settings(ctx: click.Context) -> Settings:

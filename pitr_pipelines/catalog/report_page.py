@@ -1,0 +1,315 @@
+"""The page: an overview, a section for each database, and the budget's calendar. Pure: facts in, HTML out.
+
+It is one file that needs nothing else: no network, no script, no font; its own policy forbids them. It is
+readable on a phone and on paper, in the dark, and by ear.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from importlib import resources
+from zoneinfo import ZoneInfo
+
+from pitr_pipelines import __version__
+from pitr_pipelines.catalog.calls import Calls
+from pitr_pipelines.catalog.markup import Content, Markup, joined, tag, verbatim
+from pitr_pipelines.catalog.report_amounts import drills, growth
+from pitr_pipelines.catalog.report_calendar import budget
+from pitr_pipelines.catalog.report_facts import DatabaseFacts, Level, LostWal
+from pitr_pipelines.catalog.report_text import (
+    VERDICTS,
+    headline,
+    show_ago,
+    show_moment,
+    show_window,
+)
+from pitr_pipelines.catalog.report_timeline import Row, legend, rows_of, timeline
+from pitr_pipelines.units import show_bytes, show_duration
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+_LEVEL_WORDS = {Level.ACT: "Act now", Level.LOOK: "Look", Level.NOTE: "Note", Level.GOOD: "Good"}
+_SHAPES = {
+    Level.GOOD: "M1.5 7.5l4 4l7 -8.5",
+    Level.NOTE: "M1.5 7.5l4 4l7 -8.5",
+    Level.LOOK: "M7 1v7.5m0 2.5v1.6",
+    Level.ACT: "M2 2l10 10m0 -10l-10 10",
+}
+_NONE = "\N{EN DASH}"
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The file system that holds the backups, in bytes."""
+
+    path: str
+    free: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Everything that a page shows. `days` is how many, today included; `calls` None: no off-site copy."""
+
+    facts: Sequence[DatabaseFacts]
+    calls: Calls | None
+    space: Space | None
+    zone: ZoneInfo
+    now: datetime
+    days: int
+
+    @property
+    def last(self) -> date:
+        return self.now.astimezone(self.zone).date()
+
+    @property
+    def first(self) -> date:
+        return self.last - timedelta(days=self.days - 1)
+
+
+def render(page: Page) -> str:
+    """Return the page as HTML."""
+    rows = rows_of(page.first, page.last, page.zone)
+    made = show_moment(page.now, page.zone)
+    document = tag(
+        "html",
+        tag(
+            "head",
+            tag("meta", charset="utf-8"),
+            tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            tag("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+            tag("meta", name="color-scheme", content="light dark"),
+            tag("link", rel="icon", href="data:,"),
+            tag("title", f"{_worst(page)}: what can be restored, {made}"),
+            tag("style", verbatim(_style())),
+        ),
+        tag(
+            "body",
+            _patterns(),
+            _header(page, made),
+            tag(
+                "main",
+                _overview(page),
+                tag("section", tag("h2", "How to read the timelines"), _reading(page), class_="reading"),
+                *(_database(facts, rows, page) for facts in page.facts),
+                budget(page.calls, page.first, page.zone),
+            ),
+            tag(
+                "footer",
+                tag(
+                    "p",
+                    f"Made by pitr_pipelines {__version__} at {made} from the records in the storage; no "
+                    "server was asked. ",
+                    tag("code", "pitr report"),
+                    " makes it anew.",
+                ),
+            ),
+        ),
+        lang="en",
+    )
+    return f"<!DOCTYPE html>\n{document}\n"
+
+
+def _style() -> str:
+    return resources.files("pitr_pipelines.catalog").joinpath("report.css").read_text(encoding="utf-8")
+
+
+def _worst(page: Page) -> str:
+    levels = {facts.level for facts in page.facts}
+    for level in (Level.ACT, Level.LOOK):
+        if level in levels:
+            return VERDICTS[level]
+    return VERDICTS[Level.GOOD]
+
+
+def _header(page: Page, made: str) -> Markup:
+    space = page.space
+    room = (
+        f" {show_bytes(space.free)} of {show_bytes(space.size)} are free in {space.path}."
+        if space is not None
+        else " The storage is not there: is its volume mounted?"
+    )
+    return tag(
+        "header",
+        tag("h1", "What can be restored"),
+        tag("p", "As of ", tag("strong", made), f" ({page.zone.key}).{room}"),
+    )
+
+
+def _overview(page: Page) -> Markup:
+    rows = []
+    for facts in page.facts:
+        last = facts.windows[-1] if facts.windows else None
+        wrong = [p for p in facts.problems if p.level in (Level.LOOK, Level.ACT)]
+        rows.append(
+            tag(
+                "tr",
+                tag("th", tag("a", facts.database, href=f"#db-{facts.database}"), scope="row"),
+                tag("td", _badge(facts.level, VERDICTS[facts.level])),
+                tag("td", show_moment(last.end, page.zone) if last else "nothing"),
+                tag("td", show_ago(last.end, facts.now) if last else _NONE),
+                tag("td", str(len(wrong))),
+            )
+        )
+    head = ("Database", "Verdict", "Restorable until", "That is", "Problems")
+    table = tag(
+        "table",
+        tag("caption", "All databases"),
+        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
+        tag("tbody", *rows),
+    )
+    return tag(
+        "section",
+        tag("h2", "Overview"),
+        tag("div", table, class_="scroll", role="region", aria_label="All databases", tabindex="0"),
+    )
+
+
+def _reading(page: Page) -> Markup:
+    return joined(
+        (
+            tag(
+                "p",
+                f"A row is a day in {page.zone.key}, the newest on top; a cell is an hour. Above the cells are "
+                "base backups and drills, below them the moments that can be restored.",
+            ),
+            legend(page.calls),
+        )
+    )
+
+
+def _database(facts: DatabaseFacts, rows: list[Row], page: Page) -> Markup:
+    parts: list[Content] = [
+        tag("h2", facts.database),
+        tag(
+            "p",
+            _badge(facts.level, VERDICTS[facts.level]),
+            " ",
+            headline(facts, page.zone),
+            class_=f"verdict {facts.level.value}",
+        ),
+    ]
+    left: list[Content] = []
+    right: list[Content] = []
+    if facts.readable:
+        left.append(tag("h3", f"The last {page.days} days" if page.days > 1 else "Today"))
+        left.append(timeline(facts, rows, page.zone, page.calls))
+        right.append(_windows(facts, page.zone))
+    right.append(_problems(facts))
+    if facts.lost:
+        right.append(_gaps(facts, page.zone))
+    if facts.readable:
+        right.append(drills(facts, page.zone))
+        left.append(growth(facts))
+    parts.append(tag("div", tag("div", *left), tag("div", *right), class_="columns"))
+    return tag("section", *parts, id=f"db-{facts.database}", class_="database")
+
+
+def _windows(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
+    if not facts.windows:
+        shown = tag("p", "No moment can be restored.", class_="bad")
+    else:
+        items = [
+            tag(
+                "li",
+                show_window(window, zone),
+                f" ({show_duration(window.end - window.start)}, timeline {window.timeline})",
+            )
+            for window in facts.windows
+        ]
+        shown = tag("ul", *items, class_="windows")
+    counts = f"{facts.restore_points} restore points, {len(facts.bases)} base backups"
+    if facts.bases:
+        counts += f", the newest of {facts.bases[-1].day}"
+    if facts.archived_at is not None:
+        counts += f"; the newest WAL is {show_ago(facts.archived_at, facts.now).removesuffix(' ago')} old"
+    title = "Recovery window" if len(facts.windows) < 2 else "Recovery windows"
+    return tag("div", tag("h3", title), shown, tag("p", f"{counts}."), class_="part")
+
+
+def _problems(facts: DatabaseFacts) -> Markup:
+    if not facts.problems:
+        return tag("div", tag("h3", "Problems"), tag("p", "None."), class_="part")
+    rows = [
+        tag(
+            "tr",
+            tag("td", _badge(problem.level, _LEVEL_WORDS[problem.level])),
+            tag("td", tag("p", problem.what), tag("p", tag("b", "Do: "), problem.remedy, class_="remedy")),
+        )
+        for problem in facts.problems
+    ]
+    return tag(
+        "div",
+        tag("h3", "Problems"),
+        tag(
+            "table",
+            tag("caption", f"What is wrong with {facts.database}, and what to do"),
+            tag("thead", tag("tr", tag("th", "How bad", scope="col"), tag("th", "What, and what to do", scope="col"))),
+            tag("tbody", *rows),
+            class_="problems",
+        ),
+        class_="part",
+    )
+
+
+def _gaps(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
+    rows = [_gap(lost, zone) for lost in facts.lost]
+    head = ("Missing segments", "Not restorable after", "Restorable again from")
+    table = tag(
+        "table",
+        tag("caption", f"Gaps in the WAL of {facts.database}"),
+        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
+        tag("tbody", *rows),
+        class_="gaps",
+    )
+    name = f"Gaps of {facts.database}"
+    return tag(
+        "div",
+        tag("h3", "Gaps"),
+        tag("div", table, class_="scroll", role="region", aria_label=name, tabindex="0"),
+        class_="part",
+    )
+
+
+def _gap(lost: LostWal, zone: ZoneInfo) -> Markup:
+    gap = lost.gap
+    span: list[Content] = [tag("code", str(gap.first))]
+    if gap.last != gap.first:
+        span += [" to ", tag("code", str(gap.last))]
+    again = tag("strong", "never, without a new base backup", class_="bad") if lost.until is None else None
+    return tag(
+        "tr",
+        tag("th", *span, scope="row"),
+        tag("td", show_moment(lost.since, zone) if lost.since else "not known"),
+        tag("td", again or (show_moment(lost.until, zone) if lost.until else "")),
+    )
+
+
+def _badge(level: Level, words: str) -> Markup:
+    mark = tag(
+        "svg", tag("path", d=_SHAPES[level]), class_="mark", viewBox="0 0 14 14", aria_hidden="true"
+    )
+    return tag("span", mark, words, class_=f"badge {level.value}")
+
+
+def _patterns() -> Markup:
+    """Return the hatchings that the pictures fill their shapes with, defined once for all of them."""
+    made = []
+    for name, d in (
+        ("hatch", "M-1 1l2 -2M0 6l6 -6M5 7l2 -2"),
+        ("cross", "M0 0l6 6M6 0l-6 6"),
+        ("dots", "M1.5 1.5h1.5v1.5h-1.5z"),
+    ):
+        made.append(
+            tag(
+                "pattern",
+                tag("rect", width=6, height=6, class_=f"{name}-ground"),
+                tag("path", d=d, class_=f"{name}-lines"),
+                id=name,
+                width=6,
+                height=6,
+                patternUnits="userSpaceOnUse",
+            )
+        )
+    return tag("svg", tag("defs", *made), width=0, height=0, class_="patterns", aria_hidden="true")
