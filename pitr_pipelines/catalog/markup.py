@@ -7,9 +7,11 @@ close an attribute, or turn the reading direction around. Nothing here knows wha
 from __future__ import annotations
 
 import html
+import re
 import unicodedata
 from collections.abc import Iterable
 
+_MOMENT = re.compile(r"(\b\d{4}-\d\d-\d\d(?:-\d\d)?\b|\b\d\d:\d\d:\d\d(?:[+-]\d\d:\d\d)?\b)")
 _VOID = frozenset({"br", "col", "hr", "link", "meta"})
 _KEPT = frozenset("\n\t")
 _UNSEEN = frozenset({"Cc", "Cf", "Cs", "Co"})
@@ -58,9 +60,43 @@ def tag(name: str, /, *content: Content, **attributes: str | float | bool | None
     return Markup(f"<{opened}>{joined(content)}</{name}>")
 
 
+def table(caption: str, head: Iterable[str], rows: Iterable[Markup], class_: str | None = None) -> Markup:
+    """Return a table of rows with a caption and named columns."""
+    return tag(
+        "table",
+        tag("caption", caption),
+        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
+        tag("tbody", *rows),
+        class_=class_,
+    )
+
+
+def scrolled(name: str, content: Markup) -> Markup:
+    """Let something wide scroll by itself on a narrow screen, by keyboard too."""
+    return tag("div", content, class_="scroll", role="region", aria_label=name, tabindex="0")
+
+
+def prose(text: str) -> Markup:
+    """Return text in which `words in backticks` are commands or names, as in the texts of our errors.
+
+    Days, hours and times in it are never broken over two lines.
+    """
+    parts = text.split("`")
+    if len(parts) % 2 == 0:
+        parts = [text]
+    return joined(tag("code", part) if index % 2 else _unbroken(part) for index, part in enumerate(parts))
+
+
 def verbatim(text: str) -> Markup:
     """Take text for markup as it is. Only for what this package itself ships: its style sheet."""
     return Markup(text)
+
+
+def _unbroken(text: str) -> Markup:
+    parts = _MOMENT.split(text)
+    return joined(
+        tag("span", part, class_="moment") if index % 2 else part for index, part in enumerate(parts)
+    )
 
 
 def _content(part: Content) -> str:

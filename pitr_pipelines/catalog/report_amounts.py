@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.drills import DrillOutcome, DrillReport
-from pitr_pipelines.catalog.markup import Content, Markup, tag
-from pitr_pipelines.catalog.report_facts import DatabaseFacts, DayGrowth
+from pitr_pipelines.catalog.markup import Content, Markup, prose, scrolled, table, tag
+from pitr_pipelines.catalog.report_facts import DRILLS_SHOWN, DatabaseFacts, DayGrowth
 from pitr_pipelines.catalog.report_text import show_moment
 from pitr_pipelines.units import show_bytes, show_duration
 
 _WIDTH, _HEIGHT = 360, 92
 _TOP, _BOTTOM = 18, 74
 _NONE = "\N{EN DASH}"
+_BEFORE = "before"
+"""The kind of a bar that is not drawn: there was nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +47,16 @@ def bars(title: str, drawn: Sequence[Bar], show: Callable[[float], str]) -> Mark
     for index, bar in enumerate(drawn):
         x, width = index * step + step * 0.14, min(step * 0.72, 40)
         words = tag("title", f"{bar.label}: {bar.words}")
+        if bar.kind == _BEFORE:
+            continue
         if bar.amount is None:
-            parts.append(tag("path", words, d=f"M{x + width / 2 - 3:.1f} {_BOTTOM - 9}l6 6m0 -6l-6 6", class_="absent"))
+            parts.append(
+                tag("path", words, d=f"M{x + width / 2 - 3:.1f} {_BOTTOM - 9}l6 6m0 -6l-6 6", class_="absent")
+            )
             continue
         height = (_BOTTOM - _TOP) * bar.amount / largest if largest else 0
         y = _BOTTOM - max(height, 1)
-        parts.append(
-            tag("rect", words, x=x, y=y, width=width, height=_BOTTOM - y, class_=bar.kind)
-        )
+        parts.append(tag("rect", words, x=x, y=y, width=width, height=_BOTTOM - y, class_=bar.kind))
         if not labelled and largest and bar.amount == largest:
             labelled = True
             middle = x + width / 2
@@ -63,31 +67,31 @@ def bars(title: str, drawn: Sequence[Bar], show: Callable[[float], str]) -> Mark
         parts.append(tag("text", drawn[0].label, x=0, y=_HEIGHT - 5, class_="axis"))
     if len(drawn) > 1:
         parts.append(tag("text", drawn[-1].label, x=_WIDTH, y=_HEIGHT - 5, class_="axis", text_anchor="end"))
-    return tag(
-        "svg", *parts, class_="bars", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title
-    )
+    return tag("svg", *parts, class_="bars", viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=title)
 
 
 def growth(facts: DatabaseFacts) -> Markup:
     """Return what each day added, and what all of it takes now."""
     days, totals = facts.growth, facts.totals
+    first_base = next((i for i, day in enumerate(days) if day.base_bytes is not None), len(days))
+    first_bundle = next((i for i, day in enumerate(days) if day.hours), len(days))
     bases = [
         Bar(
             f"{day.day:%d %b}",
             day.base_bytes,
             "no base backup" if day.base_bytes is None else show_bytes(day.base_bytes),
-            "base-size",
+            _BEFORE if index < first_base else "amount-bar",
         )
-        for day in days
+        for index, day in enumerate(days)
     ]
     bundles = [
         Bar(
             f"{day.day:%d %b}",
             day.bundle_bytes if day.hours else None,
             f"{show_bytes(day.bundle_bytes)} in {day.hours} hours" if day.hours else "no bundle",
-            "bundle-size",
+            _BEFORE if index < first_bundle else "amount-bar",
         )
-        for day in days
+        for index, day in enumerate(days)
     ]
     return tag(
         "div",
@@ -123,13 +127,7 @@ def _growth_table(database: str, days: Sequence[DayGrowth]) -> Markup:
         for day in days
     ]
     head = ("Day (UTC)", "Base", "Bundles", "WAL in them", "Hours")
-    return tag(
-        "table",
-        tag("caption", f"What each day added to the backups of {database}"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-        class_="numbers",
-    )
+    return table(f"What each day added to the backups of {database}", head, rows, "numbers")
 
 
 def drills(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
@@ -139,7 +137,12 @@ def drills(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
         return tag(
             "div",
             tag("h3", "Drills"),
-            tag("p", f"No restore of {facts.database} has been tried yet: ", tag("code", f"pitr drill {facts.database}"), " does."),
+            tag(
+                "p",
+                f"No restore of {facts.database} has been tried yet: ",
+                tag("code", f"pitr drill {facts.database}"),
+                " does.",
+            ),
             class_="part",
         )
     return tag(
@@ -150,7 +153,7 @@ def drills(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
             [_drill_bar(drill, zone) for drill in reversed(held)],
             show_duration,
         ),
-        _scrolled(f"Drills of {facts.database}", _drill_table(facts, zone)),
+        scrolled(f"Drills of {facts.database}", _drill_table(facts, zone)),
         class_="part",
     )
 
@@ -160,7 +163,7 @@ def _drill_bar(drill: DrillReport, zone: ZoneInfo) -> Bar:
     passed = drill.outcome is DrillOutcome.PASSED
     words = drill.outcome.value + ("" if took is None else f", recovered in {show_duration(took)}")
     label = drill.finished_at.astimezone(zone).strftime("%d %b")
-    return Bar(label, took if passed else None, words, "drill-time")
+    return Bar(label, took if passed else None, words, "amount-bar")
 
 
 def _drill_table(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
@@ -168,27 +171,20 @@ def _drill_table(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
     for drill in facts.drills:
         took, plan = drill.seconds.recovery_time, drill.plan
         passed = drill.outcome is DrillOutcome.PASSED
-        outcome = tag("strong", drill.outcome.value, class_="good" if passed else "bad")
-        why = (tag("br"), "; ".join(drill.problems)) if drill.problems else ()
+        why = (tag("br"), prose("; ".join(drill.problems))) if drill.problems else ()
         rows.append(
             tag(
                 "tr",
-                tag("th", show_moment(drill.finished_at, zone), scope="row"),
-                tag("td", show_moment(drill.target, zone) if drill.target else _NONE),
-                tag("td", outcome, *why),
-                tag("td", _NONE if took is None else show_duration(took)),
+                tag("th", prose(show_moment(drill.finished_at, zone)), scope="row"),
+                tag(
+                    "td",
+                    tag("strong", drill.outcome.value, class_="good" if passed else "bad"),
+                    None if took is None else tag("small", f"recovered in {show_duration(took)}"),
+                    *why,
+                ),
+                tag("td", prose(show_moment(drill.target, zone) if drill.target else _NONE)),
                 tag("td", show_bytes(plan.base_bytes + plan.wal_bytes) if plan else _NONE),
             )
         )
-    head = ("Done", "Moment restored", "Outcome", "Recovered in", "Data")
-    return tag(
-        "table",
-        tag("caption", f"The newest {len(rows)} drills of {facts.database}" if len(rows) > 1 else "The drill"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-    )
-
-
-def _scrolled(name: str, table: Markup) -> Markup:
-    """Let a wide table scroll by itself on a narrow screen, by keyboard too."""
-    return tag("div", table, class_="scroll", role="region", aria_label=name, tabindex="0")
+    head = ("Done", "Outcome", "Moment restored", "Data")
+    return table(f"The newest drills of {facts.database}, at most {DRILLS_SHOWN}", head, rows)

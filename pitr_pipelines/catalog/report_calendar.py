@@ -12,7 +12,7 @@ from datetime import date
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.calls import CallDay, CallOutcome, Calls
-from pitr_pipelines.catalog.markup import Content, Markup, joined, tag
+from pitr_pipelines.catalog.markup import Content, Markup, joined, prose, table, tag
 from pitr_pipelines.catalog.report_text import show_moment
 from pitr_pipelines.catalog.report_timeline import call_mark
 from pitr_pipelines.units import show_bytes
@@ -21,12 +21,12 @@ _MEANS = {
     CallOutcome.CONFIRMED: "the store has it",
     CallOutcome.SENT: "under way, or whoever sent it died in the middle",
     CallOutcome.CLAIMED: "the day is taken, nothing was sent",
-    CallOutcome.UNKNOWN: "no answer came, or none that tells; a look at the store will",
+    CallOutcome.UNKNOWN: "whether the store has it is not known; a look at it will tell",
     CallOutcome.REFUSED: "the store does not have it; what it carried goes with the next day's",
     CallOutcome.UNREADABLE: "the day counts as spent; what it carried goes with the next day's",
     CallOutcome.NONE: "no call was made",
 }
-_NONE = "\N{EN DASH}"
+_WEEK = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
 
 
 def budget(calls: Calls | None, first: date, zone: ZoneInfo) -> Markup:
@@ -45,9 +45,7 @@ def budget(calls: Calls | None, first: date, zone: ZoneInfo) -> Markup:
         return tag("section", *parts)
     parts.append(tag("p", _summary(calls, zone)))
     first = min(first, calls.today)
-    months = [
-        _month(calls, year, month, first) for year, month in _months(first, calls.today)
-    ]
+    months = [_month(calls, year, month, first) for year, month in _months(first, calls.today)]
     parts.append(tag("div", *months, class_="months"))
     parts.append(_said(calls, first, zone))
     return tag("section", *parts)
@@ -76,19 +74,8 @@ def _months(first: date, last: date) -> Iterator[tuple[int, int]]:
 
 def _month(calls: Calls, year: int, month: int, first: date) -> Markup:
     weeks = calendar.Calendar().monthdatescalendar(year, month)
-    return tag(
-        "table",
-        tag("caption", f"{calendar.month_name[month]} {year}"),
-        tag(
-            "thead",
-            tag("tr", *(tag("th", name, scope="col") for name in ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su"))),
-        ),
-        tag(
-            "tbody",
-            *(tag("tr", *(_cell(calls, day, month, first) for day in week)) for week in weeks),
-        ),
-        class_="month-grid",
-    )
+    rows = [tag("tr", *(_cell(calls, day, month, first) for day in week)) for week in weeks]
+    return table(f"{calendar.month_name[month]} {year}", _WEEK, rows, "month-grid")
 
 
 def _cell(calls: Calls, day: date, month: int, first: date) -> Markup:
@@ -118,29 +105,32 @@ def _said(calls: Calls, first: date, zone: ZoneInfo) -> Markup:
     rows = [
         tag(
             "tr",
-            tag("th", str(call.day), scope="row"),
-            tag("td", call_mark(call.outcome), " ", tag("strong", call.outcome.value)),
-            tag("td", _size(call) or _NONE),
-            tag("td", show_moment(call.at, zone) if call.at else _NONE),
-            tag("td", call.said or _MEANS[call.outcome], tag("br") if call.said else None, _meaning(call)),
+            tag("th", prose(str(call.day)), scope="row"),
+            tag(
+                "td",
+                call_mark(call.outcome),
+                " ",
+                tag("strong", call.outcome.value),
+                tag("small", show_bytes(call.size_bytes)) if call.size_bytes is not None else None,
+            ),
+            tag("td", call.said or _sentence(_MEANS[call.outcome]), *_beneath(call, zone)),
         )
         for call in shown
     ]
-    head = ("Day", "Outcome", "Size", "Last word", "What was said")
-    table = tag(
-        "table",
-        tag("caption", "The calls on the ledger, the newest first"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-    )
-    return tag("div", table, class_="scroll", role="region", aria_label="Calls on the ledger", tabindex="0")
+    head = ("Day", "Outcome", "What was said")
+    return table("The calls on the ledger, the newest first", head, rows, "said")
 
 
-def _meaning(call: CallDay) -> Markup | None:
-    """Return what an outcome means, where the store's own words leave that open."""
-    if call.said is None or call.outcome is CallOutcome.CONFIRMED:
-        return None
-    return tag("small", f"That is: {_MEANS[call.outcome]}.")
+def _beneath(call: CallDay, zone: ZoneInfo) -> Iterator[Markup]:
+    """Yield what an outcome means, where the store's own words leave that open, and when it was."""
+    if call.said is not None and call.outcome is not CallOutcome.CONFIRMED:
+        yield tag("small", _sentence(_MEANS[call.outcome]))
+    if call.at is not None:
+        yield tag("small", prose(show_moment(call.at, zone)))
+
+
+def _sentence(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _size(call: CallDay, before: str = "") -> str:

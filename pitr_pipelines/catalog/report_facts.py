@@ -291,14 +291,15 @@ def _unbundled(database: str, hours: Iterable[HourCell], now: datetime) -> Itera
             Level.LOOK,
             f"{_hours_of(len(missing))} of {database} {'is' if len(missing) == 1 else 'are'} not bundled: "
             + _some(missing),
-            f"`pitr bundle {database} --hour {missing[0]}`, or a backfill of its wal_bundle in Dagster, makes "
-            "them from the WAL archive.",
+            f"`pitr bundle {database} --hour {missing[0]}`, or a backfill of its wal_bundle in Dagster, "
+            "makes them from the WAL archive.",
         )
     late = [str(c.hour) for c in cells if c.state is HourState.OPEN and c.hour.end + REACH <= now]
     if late:
         yield Problem(
             Level.LOOK,
-            f"{_hours_of(len(late))} of {database} ended long ago, and the bundle is still open: {_some(late)}",
+            f"{_hours_of(len(late))} of {database} ended long ago and {'is' if len(late) == 1 else 'are'} "
+            f"still open: {_some(late)}",
             f"`pitr bundle {database} --hour {late[0]}` closes it once the archive goes past its end; "
             f"`pitr check {database}` says whether the server archives.",
         )
@@ -328,7 +329,8 @@ def _growth(inventory: Inventory, since: datetime, now: datetime) -> Iterator[Da
     by_day: dict[date, list[BundleEntry]] = {}
     for entry in inventory.bundles:
         by_day.setdefault(entry.hour.start.date(), []).append(entry)
-    day = since.astimezone(UTC).date()
+    # Whole days only: the zone's first day may have begun in the middle of one.
+    day = (since.astimezone(UTC) + timedelta(days=1, microseconds=-1)).date()
     while datetime.combine(day, time(), UTC) <= now:
         entries = by_day.get(day, [])
         yield DayGrowth(

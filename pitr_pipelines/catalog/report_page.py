@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 from pitr_pipelines import __version__
 from pitr_pipelines.catalog.calls import Calls
-from pitr_pipelines.catalog.markup import Content, Markup, joined, tag, verbatim
+from pitr_pipelines.catalog.markup import Content, Markup, joined, prose, scrolled, table, tag, verbatim
 from pitr_pipelines.catalog.report_amounts import drills, growth
 from pitr_pipelines.catalog.report_calendar import budget
 from pitr_pipelines.catalog.report_facts import DatabaseFacts, Level, LostWal
@@ -141,28 +141,24 @@ def _overview(page: Page) -> Markup:
     rows = []
     for facts in page.facts:
         last = facts.windows[-1] if facts.windows else None
-        wrong = [p for p in facts.problems if p.level in (Level.LOOK, Level.ACT)]
+        wrong = sum(problem.level in (Level.LOOK, Level.ACT) for problem in facts.problems)
         rows.append(
             tag(
                 "tr",
                 tag("th", tag("a", facts.database, href=f"#db-{facts.database}"), scope="row"),
-                tag("td", _badge(facts.level, VERDICTS[facts.level])),
-                tag("td", show_moment(last.end, page.zone) if last else "nothing"),
-                tag("td", show_ago(last.end, facts.now) if last else _NONE),
-                tag("td", str(len(wrong))),
+                tag("td", _badge(facts.level, VERDICTS[facts.level] + (f": {wrong}" if wrong else ""))),
+                tag(
+                    "td",
+                    prose(show_moment(last.end, page.zone) if last else "nothing is"),
+                    tag("small", show_ago(last.end, facts.now)) if last else None,
+                ),
             )
         )
-    head = ("Database", "Verdict", "Restorable until", "That is", "Problems")
-    table = tag(
-        "table",
-        tag("caption", "All databases"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-    )
+    head = ("Database", "Verdict: problems", "Restorable until")
     return tag(
         "section",
         tag("h2", "Overview"),
-        tag("div", table, class_="scroll", role="region", aria_label="All databases", tabindex="0"),
+        scrolled("All databases", table("All databases", head, rows)),
     )
 
 
@@ -171,8 +167,8 @@ def _reading(page: Page) -> Markup:
         (
             tag(
                 "p",
-                f"A row is a day in {page.zone.key}, the newest on top; a cell is an hour. Above the cells are "
-                "base backups and drills, below them the moments that can be restored.",
+                f"A row is a day in {page.zone.key}, the newest on top; a cell is an hour. Above the cells "
+                "are base backups and drills, below them the moments that can be restored.",
             ),
             legend(page.calls),
         )
@@ -186,23 +182,27 @@ def _database(facts: DatabaseFacts, rows: list[Row], page: Page) -> Markup:
             "p",
             _badge(facts.level, VERDICTS[facts.level]),
             " ",
-            headline(facts, page.zone),
+            prose(headline(facts, page.zone)),
             class_=f"verdict {facts.level.value}",
         ),
     ]
-    left: list[Content] = []
-    right: list[Content] = []
+    beside: list[Content] = []
     if facts.readable:
-        left.append(tag("h3", f"The last {page.days} days" if page.days > 1 else "Today"))
-        left.append(timeline(facts, rows, page.zone, page.calls))
-        right.append(_windows(facts, page.zone))
-    right.append(_problems(facts))
+        beside.append(_windows(facts, page.zone))
+    beside.append(_problems(facts))
     if facts.lost:
-        right.append(_gaps(facts, page.zone))
+        beside.append(_gaps(facts, page.zone))
     if facts.readable:
-        right.append(drills(facts, page.zone))
-        left.append(growth(facts))
-    parts.append(tag("div", tag("div", *left), tag("div", *right), class_="columns"))
+        beside.append(drills(facts, page.zone))
+    columns: list[Content] = []
+    if facts.bases or facts.bundles:
+        title = f"The last {page.days} days" if page.days > 1 else "Today"
+        picture = timeline(facts, rows, page.zone, page.calls)
+        columns.append(tag("div", tag("h3", title), picture, class_="when"))
+    columns.append(tag("div", *beside, class_="beside"))
+    if facts.bases or facts.bundles:
+        columns.append(tag("div", growth(facts), class_="sizes"))
+    parts.append(tag("div", *columns, class_="columns"))
     return tag("section", *parts, id=f"db-{facts.database}", class_="database")
 
 
@@ -213,7 +213,7 @@ def _windows(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
         items = [
             tag(
                 "li",
-                show_window(window, zone),
+                prose(show_window(window, zone)),
                 f" ({show_duration(window.end - window.start)}, timeline {window.timeline})",
             )
             for window in facts.windows
@@ -235,39 +235,31 @@ def _problems(facts: DatabaseFacts) -> Markup:
         tag(
             "tr",
             tag("td", _badge(problem.level, _LEVEL_WORDS[problem.level])),
-            tag("td", tag("p", problem.what), tag("p", tag("b", "Do: "), problem.remedy, class_="remedy")),
+            tag(
+                "td",
+                tag("p", prose(problem.what)),
+                tag("p", tag("b", "Do: "), prose(problem.remedy), class_="remedy"),
+            ),
         )
         for problem in facts.problems
     ]
+    head = ("How bad", "What, and what to do")
     return tag(
         "div",
         tag("h3", "Problems"),
-        tag(
-            "table",
-            tag("caption", f"What is wrong with {facts.database}, and what to do"),
-            tag("thead", tag("tr", tag("th", "How bad", scope="col"), tag("th", "What, and what to do", scope="col"))),
-            tag("tbody", *rows),
-            class_="problems",
-        ),
+        table(f"What is wrong with {facts.database}, and what to do", head, rows, "problems"),
         class_="part",
     )
 
 
 def _gaps(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
     rows = [_gap(lost, zone) for lost in facts.lost]
-    head = ("Missing segments", "Not restorable after", "Restorable again from")
-    table = tag(
-        "table",
-        tag("caption", f"Gaps in the WAL of {facts.database}"),
-        tag("thead", tag("tr", *(tag("th", name, scope="col") for name in head))),
-        tag("tbody", *rows),
-        class_="gaps",
-    )
-    name = f"Gaps of {facts.database}"
+    head = ("Not restorable after", "Restorable again from", "Missing segments")
+    held = table(f"Gaps in the WAL of {facts.database}", head, rows, "gaps")
     return tag(
         "div",
         tag("h3", "Gaps"),
-        tag("div", table, class_="scroll", role="region", aria_label=name, tabindex="0"),
+        scrolled(f"Gaps of {facts.database}", held),
         class_="part",
     )
 
@@ -280,16 +272,14 @@ def _gap(lost: LostWal, zone: ZoneInfo) -> Markup:
     again = tag("strong", "never, without a new base backup", class_="bad") if lost.until is None else None
     return tag(
         "tr",
-        tag("th", *span, scope="row"),
-        tag("td", show_moment(lost.since, zone) if lost.since else "not known"),
-        tag("td", again or (show_moment(lost.until, zone) if lost.until else "")),
+        tag("th", prose(show_moment(lost.since, zone) if lost.since else "not known"), scope="row"),
+        tag("td", again or prose(show_moment(lost.until, zone) if lost.until else "")),
+        tag("td", *span),
     )
 
 
 def _badge(level: Level, words: str) -> Markup:
-    mark = tag(
-        "svg", tag("path", d=_SHAPES[level]), class_="mark", viewBox="0 0 14 14", aria_hidden="true"
-    )
+    mark = tag("svg", tag("path", d=_SHAPES[level]), class_="mark", viewBox="0 0 14 14", aria_hidden="true")
     return tag("span", mark, words, class_=f"badge {level.value}")
 
 

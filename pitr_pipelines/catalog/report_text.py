@@ -49,7 +49,7 @@ def headline(facts: DatabaseFacts, zone: ZoneInfo) -> str:
     inner = [hole for hole in facts.holes if hole.end <= last.start]
     if inner:
         lost = sum((hole.end - hole.start for hole in inner), timedelta())
-        sentence += f", except {show_duration(lost)} in {_count(len(inner), 'hole')}"
+        sentence += f", except {show_duration(lost)} in {_count(len(inner), 'gap')}"
     return f"{sentence}; {_worst(facts)}."
 
 

@@ -17,8 +17,9 @@ from itertools import groupby
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.calls import CallOutcome, Calls
-from pitr_pipelines.catalog.drills import DrillOutcome
+from pitr_pipelines.catalog.drills import DrillOutcome, DrillReport
 from pitr_pipelines.catalog.markup import Content, Markup, joined, tag
+from pitr_pipelines.catalog.records import BaseRecord
 from pitr_pipelines.catalog.report_facts import DatabaseFacts, HourCell, HourState
 from pitr_pipelines.catalog.report_text import show_moment
 from pitr_pipelines.units import show_bytes, show_duration
@@ -30,8 +31,9 @@ _HOUR = 11.0
 _RIGHT = _LEFT + 25 * _HOUR + 13
 """Where the off-site copy's mark is."""
 _TOP = 20
-_ROW = 31
-
+_ROW = 33
+_MARK = 11.0
+"""The room that a mark takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,8 @@ class Row:
     start: datetime
     end: datetime
     top: float
+    note: str
+    """The month, where it begins; and how many hours the day has, if that is unusual."""
 
     def x(self, moment: datetime) -> float:
         """Return where a moment of this day is."""
@@ -55,11 +59,15 @@ class Row:
 
 def rows_of(first: date, last: date, zone: ZoneInfo) -> list[Row]:
     """Return a row for each day, the newest on top, as that is what is asked about first."""
-    days = [first + timedelta(days=n) for n in range((last - first).days + 1)]
-    return [
-        Row(day, _midnight(day, zone), _midnight(day + timedelta(days=1), zone), _TOP + _ROW * n)
-        for n, day in enumerate(reversed(days))
-    ]
+    rows = []
+    for n in range((last - first).days + 1):
+        day = last - timedelta(days=n)
+        start, end = _midnight(day, zone), _midnight(day + timedelta(days=1), zone)
+        notes = [day.strftime("%b %Y")] if n == 0 or day.day == 1 else []
+        if end - start != timedelta(hours=24):
+            notes.append(f"{(end - start) / timedelta(hours=1):g} hours")
+        rows.append(Row(day, start, end, _TOP + _ROW * n, " ".join(notes)))
+    return rows
 
 
 def timeline(facts: DatabaseFacts, rows: list[Row], zone: ZoneInfo, calls: Calls | None) -> Markup:
@@ -89,17 +97,13 @@ def _axis(height: float, calls: Calls | None) -> Iterator[Markup]:
         yield tag("text", f"{hour}", x=x, y=_TOP - 7, class_="axis", text_anchor="middle")
         yield tag("line", x1=x, x2=x, y1=_TOP - 4, y2=height - 4, class_="tick")
     if calls is not None:
-        yield tag("text", "sent", x=_RIGHT, y=_TOP - 7, class_="axis", text_anchor="middle")
+        yield tag("text", "off-site", x=_WIDTH, y=_TOP - 7, class_="axis", text_anchor="end")
 
 
 def _row(facts: DatabaseFacts, row: Row, zone: ZoneInfo, calls: Calls | None) -> Markup:
-    hours = row.end - row.start
-    parts: list[Content] = [
-        tag("text", row.day.strftime("%a %d"), x=0, y=row.top + 19, class_="day"),
-        tag("text", row.day.strftime("%b"), x=_LEFT - 6, y=row.top + 19, class_="month", text_anchor="end"),
-    ]
-    if hours != timedelta(hours=24):
-        parts.append(tag("text", f"{hours / timedelta(hours=1):g} hours", x=0, y=row.top + 28, class_="note"))
+    parts: list[Content] = [tag("text", row.day.strftime("%a %d"), x=0, y=row.top + 18.5, class_="day")]
+    if row.note:
+        parts.append(tag("text", row.note, x=0, y=row.top + 28, class_="note"))
     parts += _cells(row, facts.hours, zone)
     for window in facts.windows:
         if part := row.part(window.start, window.end):
@@ -108,14 +112,14 @@ def _row(facts: DatabaseFacts, row: Row, zone: ZoneInfo, calls: Calls | None) ->
     for hole in facts.holes:
         if part := row.part(hole.start, hole.end):
             words = f"CANNOT BE RESTORED: {show_moment(hole.start, zone)} to {show_moment(hole.end, zone)}"
-            parts.append(_bar(row, *part, 20.5, 8, "hole", words))
+            parts.append(_bar(row, *part, 21, 9, "hole", words))
             parts += _cross(row, *part)
     parts += _marks(facts, row, zone)
     if calls is not None:
         parts += _call(facts, row, calls)
     if row.start <= facts.now < row.end:
         x = row.x(facts.now)
-        parts.append(tag("line", x1=x, x2=x, y1=row.top + 1, y2=row.top + 29, class_="now"))
+        parts.append(tag("line", x1=x, x2=x, y1=row.top + 1, y2=row.top + 31, class_="now"))
     return tag("g", *parts)
 
 
@@ -152,30 +156,36 @@ def _bar(row: Row, start: datetime, end: datetime, y: float, height: float, kind
 def _cross(row: Row, start: datetime, end: datetime) -> Iterator[Markup]:
     """Name a hole where there is room for it."""
     width = row.x(end) - row.x(start)
-    if width >= 60:
-        x, y = (row.x(start) + row.x(end)) / 2, row.top + 27.2
-        yield tag("rect", x=x - 29, y=row.top + 20.5, width=58, height=8, class_="hole-name")
+    if width >= 68:
+        x, y = (row.x(start) + row.x(end)) / 2, row.top + 28
+        yield tag("rect", x=x - 32, y=row.top + 21.7, width=64, height=7.6, class_="hole-name")
         yield tag("text", "not restorable", x=x, y=y, class_="lost", text_anchor="middle")
 
 
 def _marks(facts: DatabaseFacts, row: Row, zone: ZoneInfo) -> Iterator[Markup]:
-    for base in facts.bases:
-        if row.start <= base.ended_at < row.end:
-            words = f"base backup of {base.day}, ended {show_moment(base.ended_at, zone)}, "
-            words += f"{show_bytes(base.size_bytes)} in {show_duration(base.ended_at - base.started_at)}"
-            x, y = row.x(base.ended_at), row.top + 9
-            shape = f"M{x - 5:.1f} {y - 8:.1f}h10l-5 8z"
-            yield tag("path", tag("title", words), d=shape, class_="base")
-    for drill in facts.drills:
-        if row.start <= drill.finished_at < row.end:
-            passed = drill.outcome is DrillOutcome.PASSED
-            words = f"drill {drill.outcome.value}, {show_moment(drill.finished_at, zone)}"
-            x, y = row.x(drill.finished_at), row.top + 4.5
-            if passed:
-                yield tag("circle", tag("title", words), cx=x, cy=y, r=3.8, class_="passed")
-            else:
-                shape = f"M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m0 -7l-7 7"
-                yield tag("path", tag("title", words), d=shape, class_="failed")
+    """Mark what happened on a day; what happened at nearly the same time stands side by side."""
+    happened: list[tuple[float, BaseRecord | DrillReport]] = []
+    happened += [(row.x(b.ended_at), b) for b in facts.bases if row.start <= b.ended_at < row.end]
+    happened += [(row.x(d.finished_at), d) for d in facts.drills if row.start <= d.finished_at < row.end]
+    taken = -_MARK
+    for wanted, what in sorted(happened, key=lambda marked: marked[0]):
+        taken = x = max(wanted, taken + _MARK)
+        yield _base(what, x, row, zone) if isinstance(what, BaseRecord) else _drill(what, x, row, zone)
+
+
+def _base(base: BaseRecord, x: float, row: Row, zone: ZoneInfo) -> Markup:
+    words = f"base backup of {base.day}, ended {show_moment(base.ended_at, zone)}, "
+    words += f"{show_bytes(base.size_bytes)} in {show_duration(base.ended_at - base.started_at)}"
+    return tag("path", tag("title", words), d=f"M{x - 5:.1f} {row.top + 1:.1f}h10l-5 8z", class_="base")
+
+
+def _drill(drill: DrillReport, x: float, row: Row, zone: ZoneInfo) -> Markup:
+    words = tag("title", f"drill {drill.outcome.value}, {show_moment(drill.finished_at, zone)}")
+    if drill.outcome is DrillOutcome.PASSED:
+        return tag("circle", words, cx=x, cy=row.top + 4.8, r=3.6, class_="passed")
+    return tag(
+        "path", words, d=f"M{x - 3.2:.1f} {row.top + 1.5:.1f}l6.4 6.4m0 -6.4l-6.4 6.4", class_="failed"
+    )
 
 
 _CALL_SHAPES = {

@@ -141,9 +141,7 @@ def put_drill(
             stop="time",
             notes=(),
         ),
-        seconds=DrillSeconds(
-            recovery_time=None if failed else recovery_s, total=recovery_s + 30
-        ),
+        seconds=DrillSeconds(recovery_time=None if failed else recovery_s, total=recovery_s + 30),
         checks=(),
     )
     path = record_file(layout, database, stamp_of(layout, database, started_at))
@@ -200,5 +198,3 @@ def put_ledger(layout: Layout) -> None:
         )
         write_record(layout.ledger / f"{day}.json", entry)
     (layout.ledger / f"{day_at(-3)}.json").write_text('{"half')
-
-
