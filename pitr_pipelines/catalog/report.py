@@ -7,7 +7,6 @@ and backups never wait for it.
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from pitr_pipelines import durable
 from pitr_pipelines.catalog.calls import Calls
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.report_facts import read_facts
-from pitr_pipelines.catalog.report_page import Page, Space, render
+from pitr_pipelines.catalog.report_page import Page, render
+from pitr_pipelines.catalog.space import storage_space
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.settings import Settings
 
 DAYS = 14
-MOST_DAYS = 366
 
 
 def first_day(settings: Settings, *, now: datetime, days: int = DAYS) -> date:
@@ -59,12 +58,3 @@ def make_page(settings: Settings, *, now: datetime, calls: Calls | None, days: i
     since = datetime.combine(first_day(settings, now=now, days=days), time(), settings.zone).astimezone(UTC)
     facts = [read_facts(settings, name, now=now, since=since) for name in settings.databases]
     return Page(facts, calls, storage_space(settings), settings.zone, now, days)
-
-
-def storage_space(settings: Settings) -> Space | None:
-    """Return how full the file system under `backup_root` is; None if that is not there."""
-    try:
-        usage = shutil.disk_usage(settings.backup_root)
-    except OSError:
-        return None
-    return Space(str(settings.backup_root), usage.free, usage.total)

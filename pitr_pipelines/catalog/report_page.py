@@ -26,6 +26,7 @@ from pitr_pipelines.catalog.report_text import (
     show_window,
 )
 from pitr_pipelines.catalog.report_timeline import Row, legend, rows_of, timeline
+from pitr_pipelines.catalog.space import Space
 from pitr_pipelines.units import show_bytes, show_duration
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -37,15 +38,6 @@ _SHAPES = {
     Level.ACT: "M2 2l10 10m0 -10l-10 10",
 }
 _NONE = "\N{EN DASH}"
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """The file system that holds the backups, in bytes."""
-
-    path: str
-    free: int
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
