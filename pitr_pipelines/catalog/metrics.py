@@ -113,8 +113,8 @@ _DATABASE_HELP = {
     "pitr_bundle_last_timestamp_seconds": "The end of the newest hour whose bundle is closed.",
     "pitr_bundle_last_size_bytes": "Size of the newest closed bundle; 0 for an hour without WAL.",
     "pitr_bundles_size_bytes": "Size of all bundles.",
-    "pitr_bundle_hours_missing": "Hours of the last 7 days that should be bundled and are not.",
-    "pitr_bundle_hours_open": "Hours of the last 7 days whose bundle is still open.",
+    "pitr_bundles_missing": "Hours of the last 7 days that should be bundled and are not.",
+    "pitr_bundles_open": "Hours of the last 7 days whose bundle is still open.",
     "pitr_archive_last_segment_timestamp_seconds": "When the server closed the newest WAL segment here.",
     "pitr_archive_files": "Files in the raw WAL archive.",
     "pitr_archive_size_bytes": "Size of the raw WAL archive.",
@@ -170,8 +170,8 @@ def _values(facts: DatabaseFacts) -> Iterator[tuple[str, float]]:
         yield "pitr_bundle_last_timestamp_seconds", closed[-1].hour.end.timestamp()
         yield "pitr_bundle_last_size_bytes", closed[-1].size_bytes
     states = Counter(cell.state for cell in facts.hours)
-    yield "pitr_bundle_hours_missing", states[HourState.MISSING]
-    yield "pitr_bundle_hours_open", states[HourState.OPEN]
+    yield "pitr_bundles_missing", states[HourState.MISSING]
+    yield "pitr_bundles_open", states[HourState.OPEN]
     if facts.archived_at is not None:
         yield "pitr_archive_last_segment_timestamp_seconds", facts.archived_at.timestamp()
     yield "pitr_archive_files", facts.raw_files
@@ -214,7 +214,7 @@ def _offsite(snapshot: Snapshot) -> Iterator[Metric]:
         labels=["state"],
     )
     counted = GaugeMetricFamily(
-        "pitr_offsite_days", "Days of the last 30 by what became of their one call.", labels=["state"]
+        "pitr_offsite_calls", "Days of the last 30 by what became of their one call.", labels=["state"]
     )
     days = [calls.of(calls.today - timedelta(days=n)) for n in range(CALL_DAYS)]
     outcomes = Counter(call.outcome for call in days)

@@ -12,8 +12,11 @@ And the ledger of the off-site copy, with a day of every kind.
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+
+from pydantic import BaseModel
 
 from pitr_pipelines.catalog.drills import (
     DrillOutcome,
@@ -24,7 +27,7 @@ from pitr_pipelines.catalog.drills import (
     stamp_of,
 )
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.catalog.records import BaseRecord, BundleState, write_record
+from pitr_pipelines.catalog.records import BaseRecord, BundleRecord, BundleState, to_json
 from pitr_pipelines.offsite.budget import CallObject, CallState, LedgerEntry
 from pitr_pipelines_tests.wal_files import (
     SEGMENT_SIZE,
@@ -61,7 +64,7 @@ def make_fortnight(root: Path, **values: object) -> Store:
     _order_db(store)
     _calm_db(store)
     started = at(13, 30)
-    store.add_bases([base_record(5, 5, started, database="young-db")])
+    _put_bases(store, [base_record(5, 5, started, database="young-db")])
     put_ledger(store.layout)
     return store
 
@@ -72,7 +75,7 @@ def _order_db(store: Store) -> None:
     for day in range(-13, 1):
         if day != FAILED_DAY:
             bases.append(_base(day, "order-db", 700_000_000 + 9_000_000 * (day + 13)))
-    store.add_bases(bases)
+    _put_bases(store, bases)
     bundles = []
     for hour in range(FIRST_HOUR, 15):
         if hour in GAP_HOURS:
@@ -91,7 +94,7 @@ def _order_db(store: Store) -> None:
         size = rng.randrange(2_000_000, 30_000_000)
         file = record.file.model_copy(update={"size_bytes": size})
         bundles.append(record.model_copy(update={"file": file}))
-    store.add_bundles(bundles)
+    _put_bundles(store, bundles)
     put_segment(store.wal, segment(_ORIGIN + 15), at(14, 19))
     for day, seconds, outcome in ((-12, 95.0, "passed"), (-5, 140.0, "passed"), (-1, 60.0, "failed")):
         put_drill(store.layout, "order-db", at(24 * day + 5), seconds, DrillOutcome(outcome))
@@ -99,11 +102,11 @@ def _order_db(store: Store) -> None:
 
 def _calm_db(store: Store) -> None:
     database = "calm-db"
-    store.add_bases([_base(day, database, 50_000_000) for day in range(-13, 1)])
+    _put_bases(store, [_base(day, database, 50_000_000) for day in range(-13, 1)])
     for hour in range(FIRST_HOUR, 14):
         number = _ORIGIN + hour
         record = bundle_record(hour, {segment(number): at(hour, 59, 59)}, database=database)
-        store.add_bundles([record])
+        _put_bundles(store, [record])
     put_segment(store.layout.wal(database), segment(_ORIGIN + 14), at(14, 19))
     put_drill(store.layout, database, at(-3 * 24 + 5), 12.0, DrillOutcome.PASSED)
 
@@ -113,6 +116,22 @@ def _base(day: int, database: str, size_bytes: int) -> BaseRecord:
     record = base_record(number, number, at(24 * day + 3, 10), database=database, took=timedelta(minutes=4))
     file = record.files[0].model_copy(update={"size_bytes": size_bytes})
     return record.model_copy(update={"files": (file,), "uncompressed_bytes": 4 * size_bytes})
+
+
+def _put_bases(store: Store, records: Iterable[BaseRecord]) -> None:
+    for record in records:
+        _put(store.layout.base_record(record.database, record.day), record)
+
+
+def _put_bundles(store: Store, records: Iterable[BundleRecord]) -> None:
+    for record in records:
+        _put(store.layout.bundle_record(record.database, record.hour), record)
+
+
+def _put(path: Path, record: BaseModel) -> None:
+    """Write a record as the software does, but for its syncs: there are hundreds here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_json(record.model_dump(mode="json")))
 
 
 def put_drill(
@@ -145,8 +164,7 @@ def put_drill(
         checks=(),
     )
     path = record_file(layout, database, stamp_of(layout, database, started_at))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_record(path, report)
+    _put(path, report)
     return report
 
 
@@ -196,5 +214,5 @@ def put_ledger(layout: Layout) -> None:
             ended_at=begun + timedelta(minutes=6) if state in said else None,
             said=said.get(state),
         )
-        write_record(layout.ledger / f"{day}.json", entry)
+        _put(layout.ledger / f"{day}.json", entry)
     (layout.ledger / f"{day_at(-3)}.json").write_text('{"half')
