@@ -6,6 +6,7 @@ both hands them down.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import date, datetime
@@ -53,8 +54,10 @@ class Calls:
 
     def of(self, day: date) -> CallDay:
         """Return a day; one that is not on the ledger has no call."""
-        held = next((call for call in self.days if call.day == day), None)
-        return held or CallDay(day, CallOutcome.NONE)
+        index = bisect_left(self.days, day, key=lambda call: call.day)
+        if index < len(self.days) and self.days[index].day == day:
+            return self.days[index]
+        return CallDay(day, CallOutcome.NONE)
 
     @classmethod
     def on(cls, today: date, zone: str, days: Iterable[CallDay]) -> Calls:

@@ -125,6 +125,8 @@ class Inventory:
     began: Mapping[int, datetime] = field(default_factory=dict)
     contested: Mapping[int, str] = field(default_factory=dict)
     seen: Sighting | None = None
+    _coverage: dict[bool, Coverage] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """What `coverage` found before: a dozen questions about one inventory ask for it."""
 
     @property
     def segment_size(self) -> int | None:
@@ -141,6 +143,11 @@ class Inventory:
 
     def coverage(self, *, raw: bool = True) -> Coverage:
         """Return the WAL that exists, wherever it lies; without the raw archive if `raw` is false."""
+        if raw not in self._coverage:
+            self._coverage[raw] = self._find_coverage(raw)
+        return self._coverage[raw]
+
+    def _find_coverage(self, raw: bool) -> Coverage:
         runs = [run for entry in self.bundles for run in entry.runs]
         if raw:
             runs += [

@@ -73,7 +73,7 @@ def test_it_is_known_of_which_databases_a_day_carried_something(store: Store) ->
     delivered.keep_index(store.layout, index, index.model_dump_json().encode())
     calls = read_calls(store.settings, now=NOW, since=day_at(-13))
     assert calls is not None
-    assert calls.of(day_at(-1)).databases == {"order-db"}
+    assert calls.of(day_at(-1)).databases == frozenset({"order-db"})
     assert calls.of(day_at(-2)).databases is None
 
 
