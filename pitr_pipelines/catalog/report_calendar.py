@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import calendar
 from collections.abc import Iterator
-from datetime import date
+from datetime import date, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 from pitr_pipelines.catalog.calls import CallDay, CallOutcome, Calls
 from pitr_pipelines.catalog.markup import Content, Markup, joined, prose, table, tag
+from pitr_pipelines.catalog.report_facts import Level
 from pitr_pipelines.catalog.report_text import show_moment
 from pitr_pipelines.catalog.report_timeline import call_mark
 from pitr_pipelines.units import show_bytes
@@ -29,7 +30,27 @@ _MEANS = {
 _WEEK = ("Mo", "Tu", "We", "Th", "Fr", "Sa", "Su")
 
 
-def budget(calls: Calls | None, first: date, zone: ZoneInfo) -> Markup:
+LATE = timedelta(hours=36)
+"""A call is due each day; half a day more is for one that is made at the deadline."""
+FAILING = timedelta(days=4)
+"""After so long, it is no single bad day."""
+
+
+def verdict_on(calls: Calls | None, now: datetime) -> Level:
+    """Return how bad it is what became of the calls. Without an off-site copy, that is only noted."""
+    if calls is None:
+        return Level.NOTE
+    last = calls.last_confirmed
+    if last is None or last.at is None:
+        return Level.ACT if calls.days else Level.LOOK
+    if now - last.at > FAILING:
+        return Level.ACT
+    today = calls.of(calls.today).outcome
+    bad = today in (CallOutcome.REFUSED, CallOutcome.UNKNOWN, CallOutcome.UNREADABLE)
+    return Level.LOOK if bad or now - last.at > LATE else Level.GOOD
+
+
+def budget(calls: Calls | None, first: date, zone: ZoneInfo, now: datetime) -> Markup:
     """Return the calendar from the month of `first` to that of today, and what was said of each call."""
     parts: list[Content] = [tag("h2", "The off-site copy: one call a day", id="offsite")]
     if calls is None:
@@ -39,11 +60,12 @@ def budget(calls: Calls | None, first: date, zone: ZoneInfo) -> Markup:
                 "No off-site copy is configured: every backup is on this machine only. Add ",
                 tag("code", "offsite:"),
                 " to the settings.",
-                class_="verdict look",
+                class_="verdict note",
             )
         )
         return tag("section", *parts)
-    parts.append(tag("p", _summary(calls, zone)))
+    level = verdict_on(calls, now).value
+    parts.append(tag("p", prose(_summary(calls, zone)), class_=f"verdict {level}"))
     first = min(first, calls.today)
     months = [_month(calls, year, month, first) for year, month in _months(first, calls.today)]
     parts.append(tag("div", *months, class_="months"))

@@ -142,6 +142,12 @@ class DatabaseFacts:
     raw_files: int = 0
 
     @property
+    def since(self) -> datetime:
+        """From when on there is anything of it, of the time that is shown."""
+        known = [self.hours[0].hour.start] if self.hours else []
+        return min([*known, *(base.ended_at for base in self.bases[:1])], default=self.now)
+
+    @property
     def level(self) -> Level:
         return max((problem.level for problem in self.problems), key=SEVERITY.index, default=Level.GOOD)
 
@@ -318,7 +324,9 @@ def _drill_problems(
         remedy = drills[0].remedy or again
         yield Problem(Level.ACT, f"the last drill of {database} failed: {what}", remedy)
     elif good is None:
-        yield Problem(Level.NOTE, f"no restore of {database} has been tried yet", again)
+        yield Problem(
+            Level.NOTE, f"no restore of {database} has been tried yet", f"`pitr drill {database}` tries one."
+        )
     elif now - good.finished_at > timedelta(days=settings.drills.max_age_days):
         ago = show_duration(now - good.finished_at)
         yield Problem(Level.LOOK, f"the last drill of {database} that passed was {ago} ago", again)

@@ -16,7 +16,7 @@ from pitr_pipelines import __version__
 from pitr_pipelines.catalog.calls import Calls
 from pitr_pipelines.catalog.markup import Content, Markup, joined, prose, scrolled, table, tag, verbatim
 from pitr_pipelines.catalog.report_amounts import drills, growth
-from pitr_pipelines.catalog.report_calendar import budget
+from pitr_pipelines.catalog.report_calendar import budget, verdict_on
 from pitr_pipelines.catalog.report_facts import DatabaseFacts, Level, LostWal
 from pitr_pipelines.catalog.report_text import (
     VERDICTS,
@@ -85,7 +85,7 @@ def render(page: Page) -> str:
                 _overview(page),
                 tag("section", tag("h2", "How to read the timelines"), _reading(page), class_="reading"),
                 *(_database(facts, rows, page) for facts in page.facts),
-                budget(page.calls, page.first, page.zone),
+                budget(page.calls, page.first, page.zone, page.now),
             ),
             tag(
                 "footer",
@@ -108,7 +108,7 @@ def _style() -> str:
 
 
 def _worst(page: Page) -> str:
-    levels = {facts.level for facts in page.facts}
+    levels = {facts.level for facts in page.facts} | {verdict_on(page.calls, page.now)}
     for level in (Level.ACT, Level.LOOK):
         if level in levels:
             return VERDICTS[level]
@@ -146,6 +146,23 @@ def _overview(page: Page) -> Markup:
                 ),
             )
         )
+    last_call = page.calls.last_confirmed if page.calls else None
+    level = verdict_on(page.calls, page.now)
+    rows.append(
+        tag(
+            "tr",
+            tag("th", tag("a", "off-site copy", href="#offsite"), scope="row"),
+            tag("td", _badge(level, VERDICTS[level])),
+            tag(
+                "td",
+                "last confirmed: ",
+                prose(str(last_call.day)) if last_call else "none",
+                tag("small", show_ago(last_call.at, page.now)) if last_call and last_call.at else None,
+            )
+            if page.calls is not None
+            else tag("td", "none is configured"),
+        )
+    )
     head = ("Database", "Verdict: problems", "Restorable until")
     return tag(
         "section",
@@ -187,8 +204,9 @@ def _database(facts: DatabaseFacts, rows: list[Row], page: Page) -> Markup:
     if facts.readable:
         beside.append(drills(facts, page.zone))
     columns: list[Content] = []
-    if facts.bases or facts.bundles:
-        title = f"The last {page.days} days" if page.days > 1 else "Today"
+    rows = [row for row in rows if row.end > facts.since]
+    if rows and (facts.bases or facts.bundles):
+        title = f"The last {len(rows)} days" if len(rows) > 1 else "Today"
         picture = timeline(facts, rows, page.zone, page.calls)
         columns.append(tag("div", tag("h3", title), picture, class_="when"))
     columns.append(tag("div", *beside, class_="beside"))

@@ -16,6 +16,7 @@ from pitr_pipelines.catalog import report_page
 from pitr_pipelines.catalog.calls import CallDay, CallOutcome, Calls
 from pitr_pipelines.catalog.coverage import Window
 from pitr_pipelines.catalog.report import first_day, make_page, write_report
+from pitr_pipelines.catalog.report_calendar import verdict_on
 from pitr_pipelines.catalog.report_facts import DatabaseFacts, Level, Problem
 from pitr_pipelines.catalog.report_page import Page, render
 from pitr_pipelines.catalog.report_timeline import rows_of
@@ -71,6 +72,7 @@ def test_one_sentence_says_what_can_be_restored_how_fresh_and_what_is_wrong(docu
 def test_the_overview_names_every_database_and_leads_to_it(document: Element) -> None:
     links = [link for link in document.all("a") if link.attributes["href"].startswith("#db-")]
     assert [link.text for link in links] == list(DATABASES)
+    assert "off-site copy All is well last confirmed: 2026-01-28" in document.all("table")[0].text
     for link in links:
         assert document.by_id(link.attributes["href"].removeprefix("#")).name == "section"
 
@@ -194,6 +196,34 @@ def test_without_an_off_site_copy_the_page_says_so(tmp_path: Path) -> None:
     assert "No off-site copy is configured: every backup is on this machine only." in document.text
     assert not document.all("td", "call-day")
     assert not document.all("path", "call")
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "today", "level"),
+    [
+        (1, CallOutcome.NONE, Level.GOOD),
+        (1, CallOutcome.SENT, Level.GOOD),
+        (0, CallOutcome.CONFIRMED, Level.GOOD),
+        (1, CallOutcome.REFUSED, Level.LOOK),
+        (1, CallOutcome.UNKNOWN, Level.LOOK),
+        (2, CallOutcome.NONE, Level.LOOK),
+        (5, CallOutcome.SENT, Level.ACT),
+        (None, CallOutcome.REFUSED, Level.ACT),
+    ],
+)
+def test_the_off_site_copy_has_a_verdict_of_its_own(
+    days_ago: int | None, today: CallOutcome, level: Level
+) -> None:
+    days = {NOW.date(): CallDay(NOW.date(), today, NOW)}
+    if days_ago is not None:
+        confirmed = NOW - timedelta(days=days_ago)
+        days[confirmed.date()] = CallDay(confirmed.date(), CallOutcome.CONFIRMED, confirmed)
+    assert verdict_on(Calls.on(NOW.date(), "UTC", days.values()), NOW) is level
+
+
+def test_before_its_first_call_the_off_site_copy_is_something_to_look_at() -> None:
+    assert verdict_on(Calls.on(NOW.date(), "UTC", []), NOW) is Level.LOOK
+    assert verdict_on(None, NOW) is Level.NOTE
 
 
 def test_it_needs_nothing_but_itself(store: Store, document: Element) -> None:
@@ -348,10 +378,18 @@ def test_the_clocks_change_and_every_hour_keeps_its_place() -> None:
     assert autumn[0].x(autumn[0].end) < 345
 
 
-def test_many_days_are_shown_when_asked_for(store: Store) -> None:
-    document = parse_page(page_of(store, 60))
+@pytest.mark.parametrize(("days", "shown"), [(1, 1), (5, 5), (60, 14)])
+def test_as_many_days_are_shown_as_asked_for_and_known(store: Store, days: int, shown: int) -> None:
+    document = parse_page(page_of(store, days))
     (picture,) = section(document, "calm-db").all("svg", "timeline")
-    assert len(picture.all("text", "day")) == 60
+    assert len(picture.all("text", "day")) == shown
+    (young,) = section(document, "young-db").all("svg", "timeline")
+    assert len(young.all("text", "day")) == 1
+    assert not section(document, "empty-db").all("svg", "timeline")
+
+
+def test_the_calendar_goes_as_far_back_as_the_days_that_are_shown(store: Store) -> None:
+    document = parse_page(page_of(store, 60))
     captions = [held.all("caption")[0].text for held in document.all("table", "month-grid")]
     assert captions == ["December 2025", "January 2026"]
 
