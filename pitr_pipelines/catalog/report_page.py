@@ -20,6 +20,7 @@ from pitr_pipelines.catalog.report_calendar import budget, verdict_on
 from pitr_pipelines.catalog.report_facts import DatabaseFacts, Level, LostWal
 from pitr_pipelines.catalog.report_text import (
     VERDICTS,
+    count,
     headline,
     show_ago,
     show_moment,
@@ -152,7 +153,7 @@ def _overview(page: Page) -> Markup:
         tag(
             "tr",
             tag("th", tag("a", "off-site copy", href="#offsite"), scope="row"),
-            tag("td", _badge(level, VERDICTS[level])),
+            tag("td", _badge(level, VERDICTS[level]) if page.calls else _NONE),
             tag(
                 "td",
                 "last confirmed: ",
@@ -229,7 +230,7 @@ def _windows(facts: DatabaseFacts, zone: ZoneInfo) -> Markup:
             for window in facts.windows
         ]
         shown = tag("ul", *items, class_="windows")
-    counts = f"{facts.restore_points} restore points, {len(facts.bases)} base backups"
+    counts = f"{count(facts.restore_points, 'restore point')}, {count(len(facts.bases), 'base backup')}"
     if facts.bases:
         counts += f", the newest of {facts.bases[-1].day}"
     if facts.archived_at is not None:

@@ -49,7 +49,7 @@ def headline(facts: DatabaseFacts, zone: ZoneInfo) -> str:
     inner = [hole for hole in facts.holes if hole.end <= last.start]
     if inner:
         lost = sum((hole.end - hole.start for hole in inner), timedelta())
-        sentence += f", except {show_duration(lost)} in {_count(len(inner), 'gap')}"
+        sentence += f", except {show_duration(lost)} in {count(len(inner), 'gap')}"
     return f"{sentence}; {_worst(facts)}."
 
 
@@ -67,9 +67,10 @@ def _worst(facts: DatabaseFacts) -> str:
     wrong = [problem for problem in facts.problems if problem.level in (Level.LOOK, Level.ACT)]
     if not wrong:
         return "nothing is wrong"
-    more = f" (and {_count(len(wrong) - 1, 'other problem')})" if len(wrong) > 1 else ""
+    more = f" (and {count(len(wrong) - 1, 'other problem')})" if len(wrong) > 1 else ""
     return f"{wrong[0].what}{more}"
 
 
-def _count(number: int, what: str) -> str:
+def count(number: int, what: str) -> str:
+    """Return a number of things: `1 gap`, `2 gaps`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"

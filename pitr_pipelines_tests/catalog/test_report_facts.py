@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pitr_pipelines.catalog.coverage import Window
 from pitr_pipelines.catalog.drills import DrillOutcome
+from pitr_pipelines.catalog.inventory import BundleEntry, Inventory
 from pitr_pipelines.catalog.records import BundleState
-from pitr_pipelines.catalog.report_facts import DatabaseFacts, HourState, Level, read_facts
+from pitr_pipelines.catalog.report_facts import DatabaseFacts, HourState, Level, describe, read_facts
+from pitr_pipelines.catalog.report_page import Page, render
 from pitr_pipelines.catalog.report_text import headline, show_moment, show_start
 from pitr_pipelines.catalog.status import read_status
 from pitr_pipelines_tests.catalog.fortnight import NOW, make_fortnight, put_drill
+from pitr_pipelines_tests.html_pages import parse_page
 from pitr_pipelines_tests.wal_files import (
     DATABASE,
     Store,
@@ -24,6 +27,7 @@ from pitr_pipelines_tests.wal_files import (
     base_record,
     bundle_record,
     hour_of,
+    make_settings,
     put_segment,
     segment,
 )
@@ -146,12 +150,53 @@ def test_growth_adds_up_to_what_is_there(tmp_path: Path) -> None:
     assert held.growth[-1].day == hour_of(14).start.date()
 
 
+@st.composite
+def inventories(draw: st.DrawFn) -> Inventory:
+    """Bases and bundles of three days, any of them missing, some bundles open."""
+    days = draw(st.sets(st.integers(0, 2)))
+    hours = draw(st.sets(st.integers(0, 71)))
+    still_open = draw(st.sets(st.sampled_from(sorted(hours)))) if hours else set()
+    bases = [base_record(1 + 24 * day, 1 + 24 * day, at(24 * day, 30)) for day in sorted(days)]
+    bundles = [
+        BundleEntry.of(
+            bundle_record(
+                hour,
+                {segment(1 + hour): at(hour, 59, 59)},
+                state=BundleState.OPEN if hour in still_open else BundleState.CLOSED,
+            )
+        )
+        for hour in sorted(hours)
+    ]
+    return Inventory(DATABASE, tuple(bases), tuple(bundles), (), {}, ())
+
+
+@settings(deadline=None)
+@given(inventories(), st.integers(-24, 24 * 30), st.sampled_from(["UTC", "Asia/Kolkata", "America/Santiago"]))
+def test_whatever_is_missing_the_page_tells_every_hour_once_and_no_moment_twice(
+    inventory: Inventory, hour: int, zone: str
+) -> None:
+    """Also with a clock that stands before everything that was made."""
+    now = at(hour, 20)
+    configured = make_settings(Path("/nowhere"), timezone=zone)
+    held = describe(configured, inventory, [], now=now, since=now - timedelta(days=4))
+    hours = [cell.hour for cell in held.hours]
+    assert hours == sorted(set(hours))
+    made = {entry.hour for entry in inventory.bundles if entry.hour.end > now - timedelta(days=4)}
+    assert {c.hour for c in held.hours if c.state in (HourState.CLOSED, HourState.OPEN)} == made
+    for hole in held.holes:
+        assert hole.start < hole.end
+        assert not [w for w in held.windows if w.start < hole.end and hole.start < w.end]
+    assert bool(held.windows) == bool(inventory.bases)
+    assert (held.level is Level.ACT) or held.windows
+    assert all(problem.what and problem.remedy for problem in held.problems)
+    document = parse_page(render(Page([held], None, None, ZoneInfo(zone), now, 5)))
+    assert headline(held, ZoneInfo(zone)).split(";")[0] in document.text
+
+
 @given(
     st.integers(0, 10**6), st.integers(0, 10**6), st.sampled_from(["UTC", "Asia/Kolkata", "Europe/Berlin"])
 )
 def test_the_edges_of_a_window_as_shown_lie_within_it(start: int, length: int, zone: str) -> None:
-    from datetime import datetime
-
     window = Window(
         at(0, 0, 0) + timedelta(microseconds=start), at(1) + timedelta(microseconds=start + length), 1
     )
