@@ -18,8 +18,10 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
+from pitr_pipelines.cli_metrics import metrics
 from pitr_pipelines.cli_offsite import offsite
 from pitr_pipelines.cli_offsite_copy import budget, copy
+from pitr_pipelines.cli_report import report
 from pitr_pipelines.cli_restore import restore
 from pitr_pipelines.cli_retention import retention
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
@@ -62,6 +64,8 @@ main.add_command(offsite)
 offsite.add_command(copy)
 offsite.add_command(budget)
 main.add_command(retention)
+main.add_command(report)
+main.add_command(metrics)
 
 
 def _settings(ctx: click.Context) -> Settings:

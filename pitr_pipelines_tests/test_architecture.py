@@ -66,6 +66,14 @@ def test_no_room_imports_upward(path: Path) -> None:
     assert not rooms & forbidden
 
 
+@pytest.mark.parametrize(
+    ("package", "module"), [("pandas", "catalog/frames.py"), ("prometheus_client", "catalog/metrics.py")]
+)
+def test_what_is_slow_to_load_has_one_module_that_imports_it(package: str, module: str) -> None:
+    importing = [_name(path) for path in MODULES if any(n.split(".")[0] == package for n in _imported(path))]
+    assert importing == [module]
+
+
 def test_a_fresh_interpreter_loads_no_dagster_with_the_core() -> None:
     modules = [
         ".".join(("pitr_pipelines", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
@@ -98,7 +106,8 @@ def test_status_loads_nothing_that_is_slow_to_load(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom pitr_pipelines.cli import main\n"
         "main(['status'], standalone_mode=False)\n"
-        "slow = {'dagster', 'psycopg', 'pandas', 'boto3', 'rich', 'zstandard', 'asyncio'}\n"
+        "slow = {'dagster', 'psycopg', 'pandas', 'prometheus_client', 'boto3', 'rich', 'zstandard'}\n"
+        "slow |= {'asyncio'}\n"
         "print(sorted(slow & set(sys.modules)))\n"
     )
     done = subprocess.run(

@@ -128,6 +128,10 @@ class Inventory:
     contested: Mapping[int, str] = field(default_factory=dict)
     seen: Sighting | None = None
     expired: tuple[ExpiredRun, ...] = ()
+    _coverage: dict[tuple[bool, bool], Coverage] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """What `coverage` found before: a dozen questions about one inventory ask for it."""
 
     @property
     def segment_size(self) -> int | None:
@@ -147,6 +151,12 @@ class Inventory:
 
         With `expired`, what retention removed is there too, which shows what is missing besides.
         """
+        asked = raw, expired
+        if asked not in self._coverage:
+            self._coverage[asked] = self._find_coverage(raw=raw, expired=expired)
+        return self._coverage[asked]
+
+    def _find_coverage(self, *, raw: bool, expired: bool) -> Coverage:
         runs = [run for entry in self.bundles for run in entry.runs]
         if expired:
             runs += [run.as_run() for run in self.expired]

@@ -95,6 +95,11 @@ class Layout:
         return self.root / "manifests" / "restore-points.json"
 
     @property
+    def report(self) -> Path:
+        """The page that shows what can be restored; derived, like the manifest."""
+        return self.root / "manifests" / "report.html"
+
+    @property
     def manifest_lock(self) -> Path:
         return self.root / "manifests" / ".lock"
 
