@@ -136,9 +136,10 @@ class _Steps:
             number = len(self.names)
             self.names.append(said)
             self._die(number, after=False)
-            result = real(*arguments, **named)
-            self._die(number, after=True)
-            return result
+            try:
+                return real(*arguments, **named)
+            finally:
+                self._die(number, after=True)
 
         setattr(owner, name, step)
 
