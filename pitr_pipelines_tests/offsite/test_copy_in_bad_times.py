@@ -5,11 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ import pytest
 
 from pitr_pipelines.errors import BadRequest, StorageFailed
 from pitr_pipelines.offsite import budget as ledger_of_calls
-from pitr_pipelines.offsite.budget import BudgetSpent, CallState, days, read_entry
+from pitr_pipelines.offsite import copy
+from pitr_pipelines.offsite.budget import BudgetSpent, CallState, days
 from pitr_pipelines.offsite.copy import settle_now
 from pitr_pipelines.offsite.copy_report import CallFailed
 from pitr_pipelines.progress import Progress
@@ -72,36 +73,38 @@ def test_a_clock_that_went_back_gets_no_second_call(
     assert days(layout_of(settings).ledger) == [TODAY]
 
 
-def test_nothing_leaves_after_the_end_of_the_day_that_was_claimed(
-    make_settings: MakeSettings, proxy: CountingProxy
+@pytest.mark.parametrize(
+    ("step", "claimed"),
+    [("gather", False), ("budget.claim", True), ("budget.send", True)],
+    ids=["while it is prepared", "when it is claimed", "when it is put down as sent"],
+)
+def test_nothing_leaves_after_the_end_of_the_day(
+    make_settings: MakeSettings,
+    proxy: CountingProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    claimed: bool,
 ) -> None:
-    """The clock is looked at some ten times, a second apart: midnight comes between each two of them."""
-    outcomes = set()
-    for second in range(50, 60):
-        settings = make_settings(store={"prefix": f"midnight-{os.getpid()}-{second}"})
-        shutil.rmtree(layout_of(settings).ledger, ignore_errors=True)
-        before = proxy.writes
-        start = datetime(TODAY.year, TODAY.month, TODAY.day, 23, 59, second, tzinfo=UTC)
-        ticks = iter(range(1000))
+    """Midnight comes right after a step: what left then would be a call of the next day, which has its own."""
+    settings = make_settings()
+    now = [datetime(TODAY.year, TODAY.month, TODAY.day, 23, 59, 59, tzinfo=UTC)]
+    real = attrgetter(step)(copy)
 
-        def clock(start: datetime = start, ticks: Any = ticks) -> datetime:
-            return start + timedelta(seconds=next(ticks))
+    def then_midnight(*arguments: Any, **named: Any) -> Any:
+        done = real(*arguments, **named)
+        now[0] += timedelta(seconds=2)
+        return done
 
-        try:
-            outcomes.add(str(copied(settings, clock=clock).state))
-        except (BadRequest, CallFailed) as error:
-            outcomes.add("before the claim" if isinstance(error, BadRequest) else "after it")
-        entry = read_entry(layout_of(settings).ledger, TODAY)
-        if proxy.writes > before:
-            assert entry is not None
-            assert entry.sent_at is not None
-            assert entry.sent_at.date() == TODAY
-        else:
-            assert entry is None or entry.state is CallState.REFUSED
+    with monkeypatch.context() as patch:
+        patch.setattr(f"pitr_pipelines.offsite.copy.{step}", then_midnight)
+        with pytest.raises(CallFailed if claimed else BadRequest) as failed:
+            copied(settings, clock=lambda: now[0])
 
-        assert copied(settings, clock=clock_at(12, day=TOMORROW)).made, "the next day is not spent by it"
-        assert proxy.writes - before <= 2
-    assert outcomes == {"confirmed", "before the claim", "after it"}
+    assert "nothing was sent" in str(failed.value).lower()
+    assert proxy.writes == 0
+    assert state_of(settings) is (CallState.REFUSED if claimed else None)
+    assert copied(settings, clock=clock_at(12, day=TOMORROW)).made, "the next day is not spent by it"
+    assert proxy.writes == 1
 
 
 def test_a_change_of_the_zone_that_days_are_counted_in_gives_no_second_call(
