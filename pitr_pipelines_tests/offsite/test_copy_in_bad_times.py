@@ -85,7 +85,7 @@ def test_nothing_leaves_after_the_end_of_the_day(
     step: str,
     claimed: bool,
 ) -> None:
-    """Midnight comes right after a step: what left then would be a call of the next day, which has its own."""
+    """Midnight comes right after a step: what left then would be a call of the next day."""
     settings = make_settings()
     now = [datetime(TODAY.year, TODAY.month, TODAY.day, 23, 59, 59, tzinfo=UTC)]
     real = attrgetter(step)(copy)
