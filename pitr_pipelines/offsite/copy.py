@@ -179,6 +179,9 @@ class _Call:
         for entry in settle_calls(self.settings, self.store, now=now):
             self.log(f"the call of {entry.day} is {entry.state}: {entry.said}")
         before = self._entry(day or today)
+        if before is not None and before.is_settled:
+            # Second names that a killed run left keep the room of files that were removed since.
+            shutil.rmtree(self.layout.outgoing, ignore_errors=True)
         if before is not None and before.state is CallState.CONFIRMED:
             return report_of(before, read_index(self.layout, before.day))
         if day not in (None, today):

@@ -132,6 +132,7 @@ def settles_and_goes_on(scene: Scene, said: str) -> None:
     if stored:
         assert state_of(scene.settings) is CallState.CONFIRMED, (said, again)
         assert again.made is False, said
+        assert not layout_of(scene.settings).outgoing.exists(), said
     else:
         assert again.error == "BudgetSpent" or again.state == "confirmed", (said, again)
 
