@@ -56,17 +56,16 @@ def copy(ctx: click.Context, at_once: bool, as_json: bool) -> None:
 def budget(ctx: click.Context, last: int, settling: bool, as_json: bool) -> None:
     """Show the days on which a backup call was made, and what became of it."""
     from pitr_pipelines.catalog.layout import Layout
-    from pitr_pipelines.offsite.budget import days, read_entry
+    from pitr_pipelines.offsite.budget import CallState, days, read_entry
 
     settings = load_settings(ctx.find_root().obj)
     layout = Layout(settings.backup_root)
     if settling:
         from pitr_pipelines.offsite.copy import settle_now
 
-        settled = settle_now(settings, now=datetime.now(UTC))
-        if not settled and not as_json:
-            click.echo("A look at the store settled nothing that is open.")
+        settle_now(settings, now=datetime.now(UTC))
     rows, values = [], []
+    in_doubt = []
     for day in days(layout.ledger)[-last:]:
         try:
             entry = read_entry(layout.ledger, day)
@@ -75,11 +74,18 @@ def budget(ctx: click.Context, last: int, settling: bool, as_json: bool) -> None
             continue
         if entry is not None:
             values.append(entry.model_dump(mode="json"))
+            if entry.state in (CallState.SENT, CallState.UNKNOWN):
+                in_doubt.append(str(day))
             size = show_bytes(entry.object.size_bytes) if entry.object else ""
             rows.append((str(day), str(entry.state), size, entry.said or f"by {entry.claimed_by}"))
     if as_json:
         print_json(values)
     elif rows:
         click.echo("\n".join(table(("day", "state", "size", ""), rows)))
+        if settling and in_doubt:
+            click.echo(
+                f"A look at the store does not tell yet what became of {', '.join(in_doubt)}: what is not "
+                "there may still be on its way, and is put down as refused some hours after it was sent."
+            )
     else:
         click.echo("No backup call was made yet.")

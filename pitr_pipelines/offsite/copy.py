@@ -25,7 +25,7 @@ from typing import TypeVar
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
-from pitr_pipelines.errors import ArtifactDamaged, BadRequest, StorageFailed
+from pitr_pipelines.errors import ArtifactDamaged, BadRequest, PitrError, StorageFailed, storage_failed
 from pitr_pipelines.offsite import budget
 from pitr_pipelines.offsite.answers import Outcome, StoreUnavailable
 from pitr_pipelines.offsite.artifacts import find_artifacts
@@ -90,8 +90,11 @@ def make_copy(
     store = open_store(offsite.store, offsite.api_calls.unit)
     report, log = _untroubled(report), _untroubled(log)
     work = _Call(settings, layout, store, recipients, clock, tuple(looks_s), report, log)
-    with durable.exclusive_lock(layout.ledger / ".sending", subject="the off-site copy", wait=False):
-        return work.carry_out(day, wait=wait)
+    try:
+        with durable.exclusive_lock(layout.ledger / ".sending", subject="the off-site copy", wait=False):
+            return work.carry_out(day, wait=wait)
+    except OSError as error:
+        raise storage_failed(error) from error
 
 
 def settle_now(settings: Settings, *, now: datetime) -> list[LedgerEntry]:
@@ -172,6 +175,9 @@ class _Call:
         for entry in settle_calls(self.settings, self.store, now=now):
             self.log(f"the call of {entry.day} is {entry.state}: {entry.said}")
         before = self._entry(day or today)
+        if before is not None and before.is_settled:
+            # Second names that a killed run left keep the room of files that were removed since.
+            shutil.rmtree(self.layout.outgoing, ignore_errors=True)
         if before is not None and before.state is CallState.CONFIRMED:
             return report_of(before, read_index(self.layout, before.day))
         if day not in (None, today):
@@ -212,7 +218,12 @@ class _Call:
             for found in gather(self.settings, now=self.clock(), report=self.report)
             for problem in found.problems
         ]
-        refresh_manifest(self.settings)
+        try:
+            refresh_manifest(self.settings)
+        except (PitrError, OSError) as error:
+            # It can be made again from the records, which go: what keeps it from that is named.
+            failed = storage_failed(error) if isinstance(error, OSError) else error
+            problems.append(f"the manifest was not made anew: {failed.what}")
         damaged: dict[str, tuple[Artifact, str]] = {}
         replaced: set[str] = set()
         while True:
@@ -268,7 +279,14 @@ class _Call:
         self.log(f"the day is claimed; sending {key}")
         with EnvelopeStream(plan, root, report=self.report) as stream:
             outcome = self.store.put(key, stream, plan.size_bytes, call_id=call_id_of(entry), at=sent_at)
-        entry = self._end(day, outcome)
+        try:
+            entry = self._end(day, outcome)
+        except OSError as error:
+            raise StorageFailed(
+                f"the call of {day} was made ({outcome.said}), and that could not be put on the ledger: "
+                f"{storage_failed(error).what}",
+                remedy="Put that right: the next run looks at the store, and puts down what it finds.",
+            ) from error
         remedy = "" if entry.state is CallState.CONFIRMED else outcome.remedy
         done = report_of(entry, plan.index, made=True, remedy=remedy)
         missing = without_base(

@@ -17,6 +17,9 @@ from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.sealed_segment import check_sealed_segment, keep_history
 
+SILENCE_S = 60.0
+"""How long a server may take over the seal itself, a commit and a segment switch, in seconds."""
+
 
 def seal_hour(settings: Settings, layout: Layout, database: str, hour: Hour, now: datetime) -> SealRecord:
     """Seal `hour`, or return the seal it already has.
@@ -52,15 +55,16 @@ def _seal(
     settings: Settings, layout: Layout, database: str, hour: Hour, name: str, *, not_before: datetime | None
 ) -> SealRecord:
     # psycopg takes a quarter of a second to import: only those who talk to a server pay for it.
+    from pitr_pipelines.postgres.answering import answering_within
     from pitr_pipelines.postgres.connection import connect
     from pitr_pipelines.postgres.seal import seal, wait_until_archived
     from pitr_pipelines.postgres.timeline_history import read_server_history
 
     with connect(database, settings.database(database)) as connection:
-        made = seal(connection, name, not_before=not_before)
-        wait_until_archived(
-            connection, layout.wal(database), made.segment, timeout_s=settings.bundle.archive_wait_s
-        )
+        wait_s = settings.bundle.archive_wait_s
+        with answering_within(connection, SILENCE_S + wait_s):
+            made = seal(connection, name, not_before=not_before)
+            wait_until_archived(connection, layout.wal(database), made.segment, timeout_s=wait_s)
         if made.segment.timeline > 1:
             # The seal is good without it, if a base backup of this timeline is there: so nothing is lost
             # if the server does not tell, and whoever misses it says so.

@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -50,7 +51,8 @@ class Order:
 class Ended:
     """How a call ended: `state` and `made` if it returned, `error` and `what` if it raised.
 
-    Neither is set if its process was killed by the signal `killed_by`.
+    Neither is set if its process was killed by the signal `killed_by`. `peak_bytes` is the most memory that
+    it had.
     """
 
     state: str | None = None
@@ -58,6 +60,7 @@ class Ended:
     error: str | None = None
     what: str = ""
     steps: tuple[str, ...] = ()
+    peak_bytes: int = 0
     killed_by: int | None = None
 
 
@@ -133,9 +136,10 @@ class _Steps:
             number = len(self.names)
             self.names.append(said)
             self._die(number, after=False)
-            result = real(*arguments, **named)
-            self._die(number, after=True)
-            return result
+            try:
+                return real(*arguments, **named)
+            finally:
+                self._die(number, after=True)
 
         setattr(owner, name, step)
 
@@ -159,7 +163,8 @@ def _call(order: Order, begin: Callable[[], object], steps: _Steps) -> dict[str,
         return {"error": type(error).__name__, "what": error.what, "steps": steps.names}
     except KeyboardInterrupt:
         return {"error": "KeyboardInterrupt", "steps": steps.names}
-    return {"state": done.state, "made": done.made, "steps": steps.names}
+    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"state": done.state, "made": done.made, "steps": steps.names, "peak_bytes": peak_bytes}
 
 
 def _rival(order: Order, barrier: Any, answer: int) -> None:
