@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pitr_pipelines.catalog.holds import reading
 from pitr_pipelines.offsite.coming_back import ComingBack, coming_back, fetched_text, part_lines
 from pitr_pipelines.offsite.shelf import Shelf
 from pitr_pipelines.progress import Report, silent
@@ -54,9 +55,12 @@ def restore_from_offsite(
     `say` gets the plan in lines before anything large is fetched. Raises as `plan_restore`,
     `choose_destination` and `restore` do, and StoreUnavailable.
     """
-    with coming_back(
-        settings, shelf, asked.database, asked.target, timeline=asked.timeline, report=report
-    ) as work:
+    with (
+        reading(settings, asked.database),  # what is left here is linked to, and must not go meanwhile
+        coming_back(
+            settings, shelf, asked.database, asked.target, timeline=asked.timeline, report=report
+        ) as work,
+    ):
         plan = work.plan()
         placed = resolve_places(plan.base, asked.tablespaces or {})
         say(plan_lines(plan, settings.zone, placed) + part_lines(work.parts(plan)))

@@ -21,14 +21,13 @@ from pitr_pipelines.settings import Settings
 
 
 @contextmanager
-def backups_of(settings: Settings, plan: Plan) -> Iterator[None]:
-    """Hold the backups of a plan for the length of the block.
+def backups_of(settings: Settings, plan: Plan, layout: Layout | None = None) -> Iterator[None]:
+    """Hold the backups of a plan for the length of the block; `layout` says where, if not in `backup_root`.
 
     Raises NotRestorable, before the block, if some were removed since it was planned.
     """
-    layout = Layout(settings.backup_root)
     with reading(settings, plan.database):
-        gone = _gone(layout, plan)
+        gone = _gone(layout or Layout(settings.backup_root), plan)
         if gone is not None:
             raise NotRestorable(
                 f"{gone} was removed since this restore of {plan.database} was planned",

@@ -87,10 +87,10 @@ def restore(
     binaries = find_binaries(plan.base.major, settings.binaries).reachable_by(account)
     require(binaries, replace(verification, pages=verification.pages and plan.base.data_checksums))
     stops = plan if at_target is AtTarget.PROMOTE else end_of_plan(settings, plan)
-    with holding.backups_of(settings, plan), in_sentences(destination):
+    with holding.backups_of(settings, plan, layout), in_sentences(destination):
         claim(destination, plan, account)
     try:
-        with terminable(), in_sentences(destination), holding.backups_of(settings, plan):
+        with terminable(), in_sentences(destination), holding.backups_of(settings, plan, layout):
             work = _Restore(
                 settings,
                 layout or Layout(settings.backup_root),
