@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pitr_pipelines.cli_restore_options import place_options, target_options
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report, table
@@ -190,46 +191,15 @@ def fetch(
 
 @offsite.command()
 @click.argument("database")
-@click.argument("time", required=False)
-@click.option("--latest", is_flag=True, help="Everything that the envelopes, and what is left here, hold.")
-@click.option("--hour", help="The restore point at the end of an hour (UTC): 2026-01-29-14.")
-@click.option("--lsn", help="A place in the WAL, and the first record from there on: 0/3000028.")
-@click.option("--name", help="A named restore point; the newest of that name.")
-@click.option("--xid", help="The end of a transaction, as pg_current_xact_id() numbered it.")
-@click.option("--immediate", is_flag=True, help="A base backup alone, as soon as it is consistent.")
-@click.option("--base", help="With --immediate: the day of the base backup; default: the newest.")
-@click.option("--exclusive", is_flag=True, help="Leave out what is exactly at TIME, --lsn or --xid.")
-@click.option("--timeline", type=int, help="A branch of history other than the newest.")
-@click.option("--to", type=click.Path(path_type=Path), help="A new directory; default: one in restore_root.")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="The restored server's port; default: a free one."
-)
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be fetched and done; do nothing.")
-@click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
-@click.option(
-    "--tablespace",
-    "tablespaces",
-    multiple=True,
-    metavar="OID_OR_LOCATION=DIRECTORY",
-    help="A new directory for a tablespace; may be repeated. Default: below the restore's.",
-)
-@click.option("--skip-page-checks", is_flag=True, help="Do not check page checksums: faster, on a slow disk.")
-@click.option("--amcheck", is_flag=True, help="Run pg_amcheck over every database of the restored cluster.")
+@target_options
+@place_options
 @_KEYS
 @JSON_OPTION
 @click.pass_context
 def restore(
     ctx: click.Context,
     database: str,
-    time: str | None,
-    latest: bool,
-    hour: str | None,
-    lsn: str | None,
-    name: str | None,
-    xid: str | None,
-    immediate: bool,
-    base: str | None,
-    exclusive: bool,
+    asked: dict[str, Any],
     timeline: int | None,
     to: Path | None,
     port: int | None,
@@ -254,17 +224,6 @@ def restore(
     from pitr_pipelines.restore.verification import Verification
 
     settings = load_settings(ctx.obj)
-    asked: dict[str, Any] = {
-        "time": time,
-        "hour": hour,
-        "latest": latest,
-        "lsn": lsn,
-        "name": name,
-        "xid": xid,
-        "immediate": immediate,
-        "base": base,
-        "exclusive": exclusive,
-    }
     try:
         settings.database(database)
         request = Asked(

@@ -13,6 +13,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from pitr_pipelines.catalog.holds import reading
+from pitr_pipelines.cli_restore_options import place_options, target_options
 from pitr_pipelines.errors import BadRequest, PitrError
 from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.settings import Settings, load_settings
@@ -29,16 +30,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("database")
-@click.argument("time", required=False)
-@click.option("--latest", is_flag=True, help="Everything there is.")
-@click.option("--hour", help="The restore point at the end of an hour (UTC): 2026-01-29-14.")
-@click.option("--lsn", help="A place in the WAL, and the first record from there on: 0/3000028.")
-@click.option("--name", help="A named restore point; the newest of that name.")
-@click.option("--xid", help="The end of a transaction, as pg_current_xact_id() numbered it.")
-@click.option("--immediate", is_flag=True, help="A base backup alone, as soon as it is consistent.")
-@click.option("--base", help="With --immediate: the day of the base backup; default: the newest.")
-@click.option("--exclusive", is_flag=True, help="Leave out what is exactly at TIME, --lsn or --xid.")
-@click.option("--timeline", type=int, help="A branch of history other than the one the server is on.")
+@target_options
 @click.option(
     "--at-target",
     type=click.Choice([str(action) for action in AtTarget]),
@@ -51,21 +43,7 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path),
     help="Go on with a restore that is paused or shut down there: promote it, or with a target move it on.",
 )
-@click.option("--to", type=click.Path(path_type=Path), help="A new directory; default: one in restore_root.")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), help="The restored server's port; default: a free one."
-)
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would be done; change nothing.")
-@click.option("--stop", "stopped", is_flag=True, help="Leave the restored server stopped.")
-@click.option(
-    "--tablespace",
-    "tablespaces",
-    multiple=True,
-    metavar="OID_OR_LOCATION=DIRECTORY",
-    help="A new directory for a tablespace; may be repeated. Default: below the restore's.",
-)
-@click.option("--skip-page-checks", is_flag=True, help="Do not check page checksums: faster, on a slow disk.")
-@click.option("--amcheck", is_flag=True, help="Run pg_amcheck over every database of the restored cluster.")
+@place_options
 @click.option(
     "--in-place",
     type=click.Path(path_type=Path),
@@ -79,15 +57,7 @@ if TYPE_CHECKING:
 def restore(
     ctx: click.Context,
     database: str,
-    time: str | None,
-    latest: bool,
-    hour: str | None,
-    lsn: str | None,
-    name: str | None,
-    xid: str | None,
-    immediate: bool,
-    base: str | None,
-    exclusive: bool,
+    asked: dict[str, Any],
     timeline: int | None,
     at_target: str,
     resume: Path | None,
@@ -116,17 +86,6 @@ def restore(
     from pitr_pipelines.restore.verification import Verification
 
     settings = load_settings(ctx.obj)
-    asked: dict[str, Any] = {
-        "time": time,
-        "hour": hour,
-        "latest": latest,
-        "lsn": lsn,
-        "name": name,
-        "xid": xid,
-        "immediate": immediate,
-        "base": base,
-        "exclusive": exclusive,
-    }
     verification = Verification(pages=not skip_page_checks, amcheck=amcheck)
     if in_place is not None:
         elsewhere = to is not None or port is not None or stopped or bool(tablespaces)
