@@ -49,14 +49,20 @@ class Asked:
             for record in self.under_way
         )
 
-    def tries(self, key: dg.AssetKey, partition: str) -> list[datetime]:
-        """Return when the runs ended that were to make this partition, oldest first."""
-        moments = [self._last_moment(run) for run in self.ended if makes(run, key, self.job, partition)]
+    def tries(
+        self, key: dg.AssetKey, partition: str, *, tagged: tuple[str, str] | None = None
+    ) -> list[datetime]:
+        """Return when the runs ended that were to make this partition, oldest first.
+
+        With `tagged`, only those that carry this tag with this value.
+        """
         # A dead one came to nothing too.
-        moments += [
-            _asked_at(run)
-            for run in self.under_way
-            if self._is_stale(run) and makes(run, key, self.job, partition)
+        runs = [*self.ended, *(run for run in self.under_way if self._is_stale(run))]
+        moments = [
+            self._last_moment(run)
+            for run in runs
+            if makes(run, key, self.job, partition)
+            and (tagged is None or run.dagster_run.tags.get(tagged[0]) == tagged[1])
         ]
         return sorted(moment for moment in moments if moment <= self.now)
 

@@ -9,6 +9,7 @@ from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
+from pitr_pipelines.defs.gap_bases import build_gap_sensor
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
 from pitr_pipelines.defs.offsite_copy import (
@@ -75,6 +76,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
             build_missed_base_sensor(settings, jobs),
+            build_gap_sensor(settings, jobs),
             *offsite_sensors,
         ],
         # A run has a process of its own; a second one for each step costs seconds and isolates nothing.

@@ -58,7 +58,8 @@ def ask_for_missed(
         return dg.SkipReason("No base backup is overdue today.")
     layout = Layout(settings.backup_root)
     asked = Asked.look(instance, DAILY_BASE_BACKUPS, now=now, patience=AT_WORK)
-    wanted, waiting = [], []
+    wanted: list[str] = []
+    waiting: list[str] = []
     for name in settings.databases:
         days = base_days(layout, name)
         tries = asked.tries(asset_key(name, BASE_BACKUP), day.isoformat())

@@ -1,0 +1,77 @@
+"""What is to be done about a gap in the WAL: a new base backup, because nothing else makes later moments
+restorable, and recovery cannot pass the gap.
+
+A day has one base backup, so on a day that has one already the new one would take its place. The promise:
+that is only ever done by itself where it loses nothing, which is where an older base backup leads to every
+moment that the day's one leads to, on every timeline. Where moments would be lost, the next day in UTC is
+waited for: no moment that can be restored now is given up without somebody saying so. Decides, changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from enum import StrEnum
+
+from pitr_pipelines.catalog.coverage import Gap, Window, windows
+from pitr_pipelines.catalog.inventory import Inventory
+
+
+class Cure(StrEnum):
+    """What a gap asks for now."""
+
+    NOTHING = "nothing"
+    """There is none, or a base backup from after it."""
+    TAKE = "take"
+    """Today has no base backup: the day's own is the cure."""
+    REPLACE = "replace"
+    """Today's is from before the gap, and an older one leads to all that it leads to."""
+    WAIT = "wait"
+    """Today's is from before the gap, and the only way to some moments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prescription:
+    """The cure of the newest gap that has none yet, with the reason in words."""
+
+    cure: Cure
+    gap: Gap | None
+    reason: str
+
+
+def cure_of(inventory: Inventory, today: date) -> Prescription:
+    """Decide what the newest gap in a database's WAL asks for on the day `today` (UTC)."""
+    gaps = inventory.gaps()
+    if not gaps or inventory.base_after(gaps[-1]) is not None:
+        return Prescription(Cure.NOTHING, None, "no gap in the WAL is without a base backup after it")
+    gap = gaps[-1]
+    missing = f"the segments {gap.first} to {gap.last} of {inventory.database} are missing"
+    if all(base.day != today for base in inventory.bases):
+        return Prescription(Cure.TAKE, gap, f"{missing}: no moment after them can be restored")
+    lost = next(_lost(inventory, today), None)
+    if lost is None:
+        return Prescription(
+            Cure.REPLACE,
+            gap,
+            f"{missing}: no moment after them can be restored; what the base backup of {today} leads to can "
+            "be reached from an older one",
+        )
+    return Prescription(
+        Cure.WAIT,
+        gap,
+        f"{missing}: no moment after them can be restored before the next base backup, taken when "
+        f"{today} ends (UTC). Only it leads to {lost.start:%Y-%m-%d %H:%M:%S} … {lost.end:%H:%M:%S} UTC: "
+        f"`pitr backup --replace {inventory.database}` gives these up, and protects what comes from now on",
+    )
+
+
+def _lost(inventory: Inventory, day: date) -> Iterator[Window]:
+    """Yield the spans, of every timeline, to which only the base backup of `day` leads."""
+    rest = inventory.without([day])
+    for history in inventory.timelines():
+        kept, _ = windows(rest.bases, rest.coverage(), history)
+        for span in windows(inventory.bases, inventory.coverage(), history)[0]:
+            if not any(other.start <= span.start and span.end <= other.end for other in kept):
+                yield span
