@@ -80,7 +80,7 @@ class Asked:
 def makes(record: RunRecord, key: dg.AssetKey, job: str, partition: str) -> bool:
     """Tell whether a run makes this partition of an asset, alone or in a range."""
     run = record.dagster_run
-    if run.asset_selection is not None:
+    if run.asset_selection:
         if key not in run.asset_selection:
             return False
     elif run.job_name != job:
