@@ -19,6 +19,7 @@ from pitr_pipelines.defs.offsite_copy import (
     build_offsite_sensor,
 )
 from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.purge import build_purge_job, build_purge_schedule
 from pitr_pipelines.defs.restore_drill import (
     build_drill_check,
     build_drill_jobs,
@@ -63,14 +64,23 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     check_job = build_check_job(checks)
     drill_checks = [build_drill_check(settings, name) for name in settings.databases]
     drill_jobs = build_drill_jobs(settings)
+    purge_job = build_purge_job(settings)
     return dg.Definitions(
         assets=assets,
         asset_checks=[*checks, *drill_checks],
-        jobs=[*jobs.all(), check_job, *drill_jobs, *offsite_jobs, build_restore_job(settings, partitions)],
+        jobs=[
+            *jobs.all(),
+            check_job,
+            *drill_jobs,
+            *offsite_jobs,
+            build_restore_job(settings, partitions),
+            purge_job,
+        ],
         schedules=[
             *build_schedules(settings, jobs),
             build_check_schedule(settings, check_job),
             *build_drill_schedules(settings, partitions, drill_jobs),
+            build_purge_schedule(settings, purge_job),
         ],
         sensors=[
             build_artifact_sensor(settings, jobs),
