@@ -61,9 +61,10 @@ def cure_of(inventory: Inventory, today: date) -> Prescription:
     return Prescription(
         Cure.WAIT,
         gap,
-        f"{missing}: no moment after them can be restored before the next base backup, taken when "
-        f"{today} ends (UTC). Only it leads to {lost.start:%Y-%m-%d %H:%M:%S} … {lost.end:%H:%M:%S} UTC: "
-        f"`pitr backup --replace {inventory.database}` gives these up, and protects what comes from now on",
+        f"{missing}: no moment after them can be restored until the next base backup, which is taken when "
+        f"{today} is over (UTC). Today's is not replaced, because no other leads to "
+        f"{lost.start:%Y-%m-%d %H:%M:%S} … {lost.end:%H:%M:%S} UTC: `pitr backup --replace "
+        f"{inventory.database}` gives these moments up, and protects what comes from now on",
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 
 import dagster as dg
 from dagster import RunRecord
@@ -27,20 +28,22 @@ _ENDED_RUNS = 500
 
 @dataclass(frozen=True)
 class Asked:
-    """The runs of one job, and those of any other that materialize the same assets."""
+    """The runs of one job, and those under way of any other; read when they are first asked about."""
 
+    instance: dg.DagsterInstance
     job: str
     now: datetime
     patience: timedelta
-    under_way: Sequence[RunRecord]
-    ended: Sequence[RunRecord]
+    """How long a run that is at work is waited for: its worker may be dead."""
 
-    @classmethod
-    def look(cls, instance: dg.DagsterInstance, job: str, *, now: datetime, patience: timedelta) -> Asked:
-        """Read the runs. One at work for longer than `patience` may be dead, and is not waited for."""
-        under_way = instance.get_run_records(dg.RunsFilter(statuses=[*_WAITING, *_AT_WORK]))
-        ended = instance.get_run_records(dg.RunsFilter(job_name=job, statuses=_ENDED), limit=_ENDED_RUNS)
-        return cls(job, now, patience, under_way, ended)
+    @cached_property
+    def under_way(self) -> Sequence[RunRecord]:
+        return self.instance.get_run_records(dg.RunsFilter(statuses=[*_WAITING, *_AT_WORK]))
+
+    @cached_property
+    def ended(self) -> Sequence[RunRecord]:
+        runs = dg.RunsFilter(job_name=self.job, statuses=_ENDED)
+        return self.instance.get_run_records(runs, limit=_ENDED_RUNS)
 
     def is_under_way(self, key: dg.AssetKey, partition: str) -> bool:
         """Tell whether a run that makes this partition waits, or is at work."""

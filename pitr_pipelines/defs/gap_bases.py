@@ -119,7 +119,7 @@ def _to_ask(
     curable = {name: what for name, what in found.items() if what.cure in (Cure.TAKE, Cure.REPLACE)}
     if not curable:
         return {}
-    asked = Asked.look(instance, DAILY_BASE_BACKUPS, now=now, patience=AT_WORK)
+    asked = Asked(instance, DAILY_BASE_BACKUPS, now, AT_WORK)
     day = now.astimezone(UTC).date().isoformat()
     wanted = {}
     for name, what in curable.items():

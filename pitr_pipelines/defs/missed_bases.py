@@ -57,13 +57,15 @@ def ask_for_missed(
     if due is None or now - due < GRACE or day < settings.first_day:
         return dg.SkipReason("No base backup is overdue today.")
     layout = Layout(settings.backup_root)
-    asked = Asked.look(instance, DAILY_BASE_BACKUPS, now=now, patience=AT_WORK)
+    asked = Asked(instance, DAILY_BASE_BACKUPS, now, AT_WORK)
     wanted: list[str] = []
     waiting: list[str] = []
     for name in settings.databases:
         days = base_days(layout, name)
+        if day in days:
+            continue
         tries = asked.tries(asset_key(name, BASE_BACKUP), day.isoformat())
-        if day in days or not (days or tries):
+        if not (days or tries):
             continue
         under_way = asked.is_under_way(asset_key(name, BASE_BACKUP), day.isoformat())
         (wanted if may_try(tries, now) and not under_way else waiting).append(name)

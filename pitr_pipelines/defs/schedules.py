@@ -52,7 +52,7 @@ def build_schedules(settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinitio
         absent = storage_absent(settings)
         if absent:
             return absent
-        asked = Asked.look(context.instance, HOURLY_BUNDLES, now=tick, patience=AT_WORK)
+        asked = Asked(context.instance, HOURLY_BUNDLES, tick, AT_WORK)
         wanted = look_back(settings, asked, tick)
         if wanted.resting:
             context.log.warning(f"not asked this time, because nothing arrives: {', '.join(wanted.resting)}")

@@ -28,7 +28,7 @@ Look = Callable[..., Wanted]
 @pytest.fixture
 def look(settings: Settings, instance: dg.DagsterInstance) -> Look:
     def look_at(tick: datetime = TICK) -> Wanted:
-        return look_back(settings, Asked.look(instance, HOURLY_BUNDLES, now=tick, patience=AT_WORK), tick)
+        return look_back(settings, Asked(instance, HOURLY_BUNDLES, tick, AT_WORK), tick)
 
     return look_at
 
@@ -129,7 +129,7 @@ def test_a_database_of_which_nothing_arrives_is_asked_more_and_more_rarely_for_a
     failed = []
     for hours in range(1, 24 * 7 + 1):
         tick = TICK + timedelta(hours=hours)
-        asked = Asked.look(instance, HOURLY_BUNDLES, now=tick, patience=AT_WORK)
+        asked = Asked(instance, HOURLY_BUNDLES, tick, AT_WORK)
         wanted = look_back(settings, asked, tick)
         assert not wanted.missing
         if wanted.ended is not None:
