@@ -45,10 +45,10 @@ class Asked:
         runs = dg.RunsFilter(job_name=self.job, statuses=_ENDED)
         return self.instance.get_run_records(runs, limit=_ENDED_RUNS)
 
-    def is_under_way(self, key: dg.AssetKey, partition: str) -> bool:
+    def is_under_way(self, key: dg.AssetKey, partition: str, *, patience: timedelta | None = None) -> bool:
         """Tell whether a run that makes this partition waits, or is at work."""
         return any(
-            makes(record, key, self.job, partition) and not self._is_stale(record)
+            makes(record, key, self.job, partition) and not self._is_stale(record, patience)
             for record in self.under_way
         )
 
@@ -69,11 +69,11 @@ class Asked:
         ]
         return sorted(moment for moment in moments if moment <= self.now)
 
-    def _is_stale(self, record: RunRecord) -> bool:
+    def _is_stale(self, record: RunRecord, patience: timedelta | None = None) -> bool:
         if record.dagster_run.status in _WAITING:
             return False
         began = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else _asked_at(record)
-        return self.now - began > self.patience
+        return self.now - began > (patience or self.patience)
 
     def _last_moment(self, record: RunRecord) -> datetime:
         ended = datetime.fromtimestamp(record.end_time, UTC) if record.end_time else None

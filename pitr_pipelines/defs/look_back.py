@@ -14,10 +14,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.asked import Asked
 from pitr_pipelines.defs.names import WAL_BUNDLE, asset_key
 from pitr_pipelines.defs.stored import BundledHours, is_closed, look_at_hours
+from pitr_pipelines.errors import ArtifactBusy
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 
@@ -26,7 +28,9 @@ HOURS_PER_RUN = 12
 """With five stretches of twelve hours a tick makes up for two and a half days, and never floods the queue."""
 
 AT_WORK = timedelta(hours=1)
-"""How long a run that is at work is waited for: its worker may be dead, and asking twice does no harm."""
+"""How long a run that is at work is waited for, as long as somebody holds the lock of the bundles."""
+UNLOCKED = timedelta(minutes=2)
+"""How long if nobody does: its worker was killed, or is just beginning. Asking twice does no harm."""
 
 _HOUR = timedelta(hours=1)
 
@@ -62,15 +66,33 @@ def look_back(settings: Settings, asked: Asked, tick: datetime) -> Wanted:
         if ended.start.date() >= settings.first_day and not is_closed(layout, name, ended):
             if not is_worth_asking(hours, ended):
                 resting.append(name)
-            elif not asked.is_under_way(key, str(ended)):
+            elif not _is_under_way(asked, layout, name, ended):
                 due.append(name)
         for hour in hours.missing:
-            if hour.start.date() < settings.first_day or asked.is_under_way(key, str(hour)):
+            if hour.start.date() < settings.first_day or _is_under_way(asked, layout, name, hour):
                 continue
             if has_rested(asked.tries(key, str(hour)), tick):
                 missing[hour].append(name)
     stretches = list(stretches_of(missing))[:STRETCHES_PER_TICK]
     return Wanted(Stretch(ended, ended, tuple(due)) if due else None, tuple(stretches), tuple(resting))
+
+
+def _is_under_way(asked: Asked, layout: Layout, database: str, hour: Hour) -> bool:
+    key = asset_key(database, WAL_BUNDLE)
+    if asked.is_under_way(key, str(hour), patience=UNLOCKED):
+        return True
+    return asked.is_under_way(key, str(hour)) and _is_locked(layout, database)
+
+
+def _is_locked(layout: Layout, database: str) -> bool:
+    path = layout.bundle_lock(database)
+    if not path.exists():
+        return False
+    try:
+        with durable.exclusive_lock(path, subject=f"{database}'s bundles", wait=False):
+            return False
+    except ArtifactBusy:
+        return True
 
 
 def is_worth_asking(hours: BundledHours, ended: Hour) -> bool:

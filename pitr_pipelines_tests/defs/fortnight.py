@@ -45,6 +45,7 @@ from pitr_pipelines.wal.lsn import Lsn, SegmentName
 from pitr_pipelines_tests.wal_files import SEGMENT_SIZE, base_record, put_segment, segment
 
 STEP = timedelta(minutes=5)
+_QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 
 Span = tuple[datetime, datetime]
 
@@ -157,7 +158,7 @@ class Fortnight:
             partition_key=request.partition_key,
             asset_selection=list(request.asset_selection) if request.asset_selection else None,
             tags=dict(request.tags),
-            run_config=dict(request.run_config),
+            run_config={**request.run_config, **_QUIET},
             raise_on_error=False,
         )
         if not done.success:

@@ -71,7 +71,7 @@ def test_every_hour_has_one_bundle_every_day_one_base_and_one_call(fortnight: Fo
     for name in world.settings.databases:
         records = {
             hour: read_record(world.layout.bundle_record(name, hour), BundleRecord)
-            for hour in hours_between(START, END)
+            for hour in hours_between(START - timedelta(hours=1), END)
         }
         assert {record.state for record in records.values()} == {BundleState.CLOSED}, name
         held = Counter(member.name for record in records.values() for member in record.segments)

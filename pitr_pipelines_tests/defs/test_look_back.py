@@ -9,6 +9,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BundleState
 from pitr_pipelines.defs.asked import ASKED_AT, Asked
@@ -80,8 +81,10 @@ def test_what_is_under_way_is_not_asked_for_again(
 ) -> None:
     put_segment(layout, "order-db", 1, _ago(4).start)
     put_segment(layout, "order-db", 2, TICK)
-    _put_run(instance, status, ENDED, job="__ASSET_JOB", selection=frozenset({INVENTORY}))
-    _put_run(instance, status, _ago(3), _ago(1))
+    lately = TICK - timedelta(minutes=1)
+    selection = frozenset({INVENTORY})
+    _put_run(instance, status, ENDED, job="__ASSET_JOB", selection=selection, asked_at=lately)
+    _put_run(instance, status, _ago(3), _ago(1), asked_at=lately)
 
     wanted = look()
 
@@ -89,14 +92,28 @@ def test_what_is_under_way_is_not_asked_for_again(
     assert wanted.missing == (Stretch(_ago(4), _ago(4), ("order-db",)),)
 
 
-def test_a_run_that_seems_dead_is_not_waited_for_for_ever(
+def test_a_run_at_work_is_waited_for_while_somebody_holds_the_lock_and_no_longer(
+    instance: dg.DagsterInstance, layout: Layout, look: Look
+) -> None:
+    put_segment(layout, "order-db", 1, _ago(1).start)
+    put_segment(layout, "order-db", 2, TICK)
+    again = (Stretch(_ago(1), _ago(1), ("order-db",)),)
+    _put_run(instance, dg.DagsterRunStatus.STARTED, _ago(1), asked_at=TICK)
+
+    assert look(TICK + timedelta(minutes=2)).missing == ()
+    assert look(TICK + timedelta(minutes=3)).missing == again
+    with durable.exclusive_lock(layout.bundle_lock("order-db"), subject="it", wait=False):
+        assert look(TICK + timedelta(minutes=30)).missing == ()
+
+
+def test_nor_is_it_for_ever_if_its_step_hangs(
     instance: dg.DagsterInstance, layout: Layout, look: Look
 ) -> None:
     put_segment(layout, "order-db", 1, _ago(1).start)
     put_segment(layout, "order-db", 2, TICK)
     _put_run(instance, dg.DagsterRunStatus.STARTED, _ago(1), asked_at=TICK - timedelta(hours=1, minutes=1))
-
-    assert look().missing == (Stretch(_ago(1), _ago(1), ("order-db",)),)
+    with durable.exclusive_lock(layout.bundle_lock("order-db"), subject="it", wait=False):
+        assert look().missing == (Stretch(_ago(1), _ago(1), ("order-db",)),)
 
 
 def test_a_queue_that_stands_still_is_not_made_longer(instance: dg.DagsterInstance, look: Look) -> None:
