@@ -146,6 +146,17 @@ def exclusive_lock(path: Path, *, subject: str, wait: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody holds the lock file `path` just now. Creates nothing."""
+    if not path.exists():
+        return False
+    try:
+        with exclusive_lock(path, subject=path.name, wait=False):
+            return False
+    except ArtifactBusy:
+        return True
+
+
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -45,9 +45,6 @@ def build_base_backup(settings: Settings, database: str, partitions: Partitions)
         group_name=asset_name(database),
         partitions_def=partitions.days,
         kinds={"postgres"},
-        # Where the instance gives pools a limit of one, a second base backup waits. Without, or when a slot
-        # was lost with its process, the lock in storage refuses it: it is that which makes it safe.
-        pool=f"{asset_name(database)}_base_backup",
         tags={"pitr/database": database},
         description=f"A whole, verified `pg_basebackup` of `{database}`, one a day (UTC). Restores start "
         "from it. Only today's can be taken: the server has no yesterday to copy.",

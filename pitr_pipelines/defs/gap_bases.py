@@ -17,10 +17,10 @@ from pydantic import BaseModel, ValidationError
 from pitr_pipelines.catalog.gap_cure import Cure, Prescription, cure_of
 from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.defs.asked import ASKED_AT, Asked
+from pitr_pipelines.defs.asked import ASKED_AT
 from pitr_pipelines.defs.jobs import Jobs
-from pitr_pipelines.defs.missed_bases import AT_WORK, may_try
-from pitr_pipelines.defs.names import BASE_BACKUP, DAILY_BASE_BACKUPS, asset_key
+from pitr_pipelines.defs.missed_bases import asked_for_bases, may_try
+from pitr_pipelines.defs.names import BASE_BACKUP, asset_key
 from pitr_pipelines.defs.schedules import storage_absent
 from pitr_pipelines.defs.stored import written_at_ns
 from pitr_pipelines.settings import Settings, asset_name
@@ -94,7 +94,7 @@ def ask_after_gaps(
         after.gaps[name] = str(prescription.gap.first)
         if after.gaps[name] == known:
             found[name] = prescription
-    wanted = _to_ask(found, instance, now) if today >= settings.first_day else {}
+    wanted = _to_ask(settings, found, instance, now) if today >= settings.first_day else {}
     if not wanted:
         reasons = [f"{name}: {what.reason}" for name, what in found.items()]
         return dg.SensorResult(
@@ -114,12 +114,12 @@ def ask_after_gaps(
 
 
 def _to_ask(
-    found: dict[str, Prescription], instance: dg.DagsterInstance, now: datetime
+    settings: Settings, found: dict[str, Prescription], instance: dg.DagsterInstance, now: datetime
 ) -> dict[str, Prescription]:
     curable = {name: what for name, what in found.items() if what.cure in (Cure.TAKE, Cure.REPLACE)}
     if not curable:
         return {}
-    asked = Asked(instance, DAILY_BASE_BACKUPS, now, AT_WORK)
+    asked = asked_for_bases(settings, instance, now)
     day = now.astimezone(UTC).date().isoformat()
     wanted = {}
     for name, what in curable.items():

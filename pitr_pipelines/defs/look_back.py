@@ -19,7 +19,6 @@ from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.asked import Asked
 from pitr_pipelines.defs.names import WAL_BUNDLE, asset_key
 from pitr_pipelines.defs.stored import BundledHours, is_closed, look_at_hours
-from pitr_pipelines.errors import ArtifactBusy
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 
@@ -81,18 +80,7 @@ def _is_under_way(asked: Asked, layout: Layout, database: str, hour: Hour) -> bo
     key = asset_key(database, WAL_BUNDLE)
     if asked.is_under_way(key, str(hour), patience=UNLOCKED):
         return True
-    return asked.is_under_way(key, str(hour)) and _is_locked(layout, database)
-
-
-def _is_locked(layout: Layout, database: str) -> bool:
-    path = layout.bundle_lock(database)
-    if not path.exists():
-        return False
-    try:
-        with durable.exclusive_lock(path, subject=f"{database}'s bundles", wait=False):
-            return False
-    except ArtifactBusy:
-        return True
+    return asked.is_under_way(key, str(hour)) and durable.is_locked(layout.bundle_lock(database))
 
 
 def is_worth_asking(hours: BundledHours, ended: Hour) -> bool:

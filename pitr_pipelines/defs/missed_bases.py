@@ -13,6 +13,7 @@ from datetime import UTC, date, datetime, time, timedelta
 import dagster as dg
 from dagster._utils.schedules import cron_string_iterator, get_latest_completed_cron_tick
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.asked import ASKED_AT, Asked
 from pitr_pipelines.defs.jobs import Jobs
@@ -25,8 +26,10 @@ GRACE = timedelta(minutes=15)
 """After this time a tick that led to no run was missed."""
 PATIENCE = (timedelta(minutes=15), timedelta(hours=1), timedelta(hours=3), timedelta(hours=6))
 """How long after the first failure, the second … it is asked for again; after the last, the day is lost."""
-AT_WORK = timedelta(hours=12)
-"""How long a run that is at work is waited for: its worker may be dead. A second one finds the lock taken."""
+AT_WORK = timedelta(hours=24)
+"""How long a run that is at work is waited for, as long as a lock of base backups is held."""
+UNLOCKED = timedelta(minutes=10)
+"""How long if none is: its worker was killed, or the machine restarted. A second one does no harm."""
 
 _SHIFTED_DAY = timedelta(hours=26)
 
@@ -57,13 +60,14 @@ def ask_for_missed(
     if due is None or now - due < GRACE or day < settings.first_day:
         return dg.SkipReason("No base backup is overdue today.")
     layout = Layout(settings.backup_root)
-    asked = Asked(instance, DAILY_BASE_BACKUPS, now, AT_WORK)
+    held = {name: base_days(layout, name) for name in settings.databases}
+    missing = {name: days for name, days in held.items() if day not in days}
+    if not missing:
+        return dg.SkipReason(f"Every database has its base backup of {day}.")
+    asked = asked_for_bases(settings, instance, now)
     wanted: list[str] = []
     waiting: list[str] = []
-    for name in settings.databases:
-        days = base_days(layout, name)
-        if day in days:
-            continue
+    for name, days in missing.items():
         tries = asked.tries(asset_key(name, BASE_BACKUP), day.isoformat())
         if not (days or tries):
             continue
@@ -79,6 +83,14 @@ def ask_for_missed(
         asset_selection=[asset_key(name, BASE_BACKUP) for name in wanted],
         tags={ASKED_AT: now.isoformat(), "pitr/missed_base": "true"},
     )
+
+
+def asked_for_bases(settings: Settings, instance: dg.DagsterInstance, now: datetime) -> Asked:
+    """Return the runs of base backups; those at work count as dead soon if no lock says that they live."""
+    layout = Layout(settings.backup_root)
+    # A run takes its databases a few at a time: one lock that is held speaks for all of them.
+    lives = any(durable.is_locked(layout.base_lock(name)) for name in settings.databases)
+    return Asked(instance, DAILY_BASE_BACKUPS, now, AT_WORK if lives else UNLOCKED)
 
 
 def may_try(tries: Sequence[datetime], now: datetime) -> bool:

@@ -24,7 +24,6 @@ def test_the_instance_that_the_docs_describe(tmp_path: Path) -> None:
         assert not instance.run_retries_enabled
         assert instance.run_monitoring_enabled
         assert instance.run_monitoring_max_runtime_seconds == 0, "a restore may take its time"
-        assert instance.global_op_concurrency_default_limit == 1
         kept = instance.get_tick_retention_settings(InstigatorType.SENSOR)
         assert kept[TickStatus.SKIPPED] == 2
         assert instance.get_tick_retention_settings(InstigatorType.SCHEDULE)[TickStatus.SUCCESS] == 90

@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.catalog.inventory import read_inventory
-from pitr_pipelines.catalog.manifest import read_manifest
+from pitr_pipelines.catalog.manifest import read_manifest, refresh_manifest
 from pitr_pipelines.catalog.records import BundleRecord, BundleState, read_record
 from pitr_pipelines.defs.stored import base_days
 from pitr_pipelines.offsite.budget import CallState, days, read_entry
@@ -99,6 +99,7 @@ def test_every_hour_has_one_bundle_every_day_one_base_and_one_call(fortnight: Fo
     cured = windows[1].start - _at(30, 14, 25)
     assert timedelta(0) < cured <= timedelta(minutes=45)
     assert len(read_inventory(world.layout, "inventory-db").windows()[0]) == 1
+    refresh_manifest(world.settings)
     assert len(read_manifest(world.layout).databases["order-db"].gaps) == 1
 
     failed = Counter(job for _, job in world.failed_runs)

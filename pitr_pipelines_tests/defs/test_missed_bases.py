@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
+from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.asked import ASKED_AT
 from pitr_pipelines.defs.missed_bases import ask_for_missed, due_on
@@ -103,14 +104,19 @@ def test_what_failed_for_one_database_is_not_asked_of_another(
     assert _selected(ask_for_missed(settings, instance, LATE)) == [ORDER]
 
 
-def test_what_is_under_way_is_not_asked_for_again(
+def test_what_is_under_way_is_not_asked_for_again_while_a_lock_says_that_it_lives(
     settings: Settings, layout: Layout, instance: dg.DagsterInstance
 ) -> None:
     for name in settings.databases:
         put_base(layout, name, YESTERDAY)
-    _put_run(instance, LATE - timedelta(hours=2), dg.DagsterRunStatus.STARTED, frozenset({ORDER}))
+    _put_run(instance, LATE - timedelta(minutes=9), dg.DagsterRunStatus.STARTED, frozenset({ORDER}))
 
     assert _selected(ask_for_missed(settings, instance, LATE)) == [INVENTORY]
+    later = LATE + timedelta(hours=9)
+    with durable.exclusive_lock(layout.base_lock("order-db"), subject="it", wait=False):
+        assert _selected(ask_for_missed(settings, instance, later)) == [INVENTORY]
+    # The machine was restarted, say, and Dagster still takes the run for one at work.
+    assert _selected(ask_for_missed(settings, instance, later)) == [ORDER, INVENTORY]
 
 
 @pytest.mark.parametrize(
