@@ -69,6 +69,7 @@ class Fortnight:
     bundle_requests: list[tuple[datetime, str]] = field(default_factory=list)
     failed_runs: list[tuple[datetime, str]] = field(default_factory=list)
     _gap_cursor: str | None = None
+    _run_keys: set[tuple[str, str | None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.began = self.now
@@ -146,6 +147,9 @@ class Fortnight:
             self._launch("daily_offsite_copy", request)
 
     def _launch(self, job: str, request: dg.RunRequest) -> None:
+        if (job, request.run_key) in self._run_keys:
+            return  # as Dagster does
+        self._run_keys.add((job, request.run_key))
         if job not in self._jobs:
             self._jobs[job] = self.definitions.resolve_job_def(job)
         if job == "hourly_bundles":
