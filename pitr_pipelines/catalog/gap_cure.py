@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from datetime import date
 from enum import StrEnum
 
-from pitr_pipelines.catalog.coverage import Gap, Window, windows
+from pitr_pipelines.catalog.coverage import Gap, Window
 from pitr_pipelines.catalog.inventory import Inventory
 
 
@@ -69,10 +69,25 @@ def cure_of(inventory: Inventory, today: date) -> Prescription:
 
 
 def _lost(inventory: Inventory, day: date) -> Iterator[Window]:
-    """Yield the spans, of every timeline, to which only the base backup of `day` leads."""
+    """Yield the spans, of every timeline, to which only the base backup of `day` leads.
+
+    Compared by segments: whoever can replay up to the same one reaches the same moments.
+    """
     rest = inventory.without([day])
+    coverage, rest_coverage = inventory.coverage(), rest.coverage()
     for history in inventory.timelines():
-        kept, _ = windows(rest.bases, rest.coverage(), history)
-        for span in windows(inventory.bases, inventory.coverage(), history)[0]:
-            if not any(other.start <= span.start and span.end <= other.end for other in kept):
-                yield span
+        others = [base for base in rest.bases if history.includes(base.timeline, base.end_lsn)]
+        for base in inventory.bases:
+            if base.day != day or not history.includes(base.timeline, base.end_lsn):
+                continue
+            reach = coverage.reach(base.first_segment, history)
+            if reach is None:
+                continue
+            kept = (
+                rest_coverage.reach(other.first_segment, history)
+                for other in others
+                if other.end_lsn <= base.end_lsn
+            )
+            if not any(other is not None and other.last >= reach.last for other in kept):
+                end = max(reach.until or base.ended_at, base.ended_at)
+                yield Window(base.ended_at, end, history.timeline)
