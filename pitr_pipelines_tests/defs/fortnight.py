@@ -3,7 +3,7 @@
 Real: the definitions; the schedules, evaluated by Dagster at the ticks that its own cron iterator gives;
 what the sensors decide; the jobs, executed by Dagster in this process; bundling, pruning, records,
 inventory, manifest, the API budget's ledger. Played: the servers (a base backup is its record, and a seal
-or a write is a segment in the archive), the store (a list of calls), and the clock. After the first day, an
+or a write is a segment in the archive), the store (a list of calls), and the clock. After the first hours, an
 hourly run over all databases in which nothing goes wrong is bundled without Dagster's executor, which would
 take most of the time: its run is entered as successful.
 """
@@ -98,7 +98,7 @@ class Fortnight:
             if not _within(self.now, self.daemon_down):
                 for name, tick in self._ticks(before, self.now):
                     self._evaluate(name, tick)
-                if self.now.minute % 15 == 0:
+                if self.now.minute % 30 == 0:
                     self._sense()
 
     def archive(self, database: str) -> SegmentName:
@@ -172,7 +172,7 @@ class Fortnight:
         everybody = request.partition_key is not None and not request.asset_selection
         return (
             everybody
-            and self.now > self.began + timedelta(days=1)
+            and self.now > self.began + timedelta(hours=6)
             and all(self.is_up(name) for name in self.settings.databases)
         )
 

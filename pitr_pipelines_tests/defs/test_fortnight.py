@@ -97,7 +97,7 @@ def test_every_hour_has_one_bundle_every_day_one_base_and_one_call(fortnight: Fo
     windows, _ = inventory.windows()
     assert len(windows) == 2, "one before the gap, one after"
     cured = windows[1].start - _at(30, 14, 25)
-    assert timedelta(0) < cured <= timedelta(minutes=45)
+    assert timedelta(0) < cured <= timedelta(minutes=65)
     assert len(read_inventory(world.layout, "inventory-db").windows()[0]) == 1
     refresh_manifest(world.settings)
     assert len(read_manifest(world.layout).databases["order-db"].gaps) == 1
