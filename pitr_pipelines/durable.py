@@ -175,6 +175,17 @@ def shared_lock(path: Path) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def is_locked(path: Path) -> bool:
+    """Tell whether somebody holds the lock file `path` just now. Creates nothing."""
+    if not path.exists():
+        return False
+    try:
+        with exclusive_lock(path, subject=path.name, wait=False):
+            return False
+    except ArtifactBusy:
+        return True
+
+
 def _fsync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:

@@ -190,6 +190,14 @@ class RetentionSettings(_Model):
     )
 
 
+class DagsterSettings(_Model):
+    """How much of its own history Dagster keeps."""
+
+    keep_runs_days: int = Field(
+        default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
+    )
+
+
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
@@ -204,6 +212,7 @@ class Settings(_Model):
     base_backup: BaseBackupSettings = BaseBackupSettings()
     bundle: BundleSettings = BundleSettings()
     drills: DrillSettings = DrillSettings()
+    dagster: DagsterSettings = DagsterSettings()
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"
     )

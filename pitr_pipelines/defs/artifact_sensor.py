@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import BaseRecord, BundleRecord, BundleState, read_record
+from pitr_pipelines.defs.asked import makes
 from pitr_pipelines.defs.jobs import Jobs
 from pitr_pipelines.defs.metadata import Metadata, base_metadata, bundle_metadata
 from pitr_pipelines.defs.names import (
@@ -141,7 +142,7 @@ class _Tick:
         for found in new:
             age_s = self.now.timestamp() - found.changed_ns / 1e9
             if age_s < _PATIENCE.total_seconds() and any(
-                _is_making(run, key, _JOB_OF[asset], found.key) for run in runs
+                makes(run, key, _JOB_OF[asset], found.key) for run in runs
             ):
                 break
             settled.append(found)
@@ -201,16 +202,3 @@ class _Tick:
                 return True
         waiting = dg.RunsFilter(job_name=REFRESH_RESTORE_POINTS, statuses=_COMING)
         return bool(self.instance.get_run_records(waiting, limit=1))
-
-
-def _is_making(record: RunRecord, key: dg.AssetKey, job: str, partition: str) -> bool:
-    run = record.dagster_run
-    if run.asset_selection is not None:
-        if key not in run.asset_selection:
-            return False
-    elif run.job_name != job:
-        return False
-    first = run.tags.get("dagster/asset_partition_range_start") or run.tags.get("dagster/partition")
-    last = run.tags.get("dagster/asset_partition_range_end") or first
-    # Keys of one asset have one length: their order as text is their order in time.
-    return first is None or last is None or first <= partition <= last

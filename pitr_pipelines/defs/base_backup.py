@@ -6,7 +6,10 @@ import time
 from datetime import date
 
 import dagster as dg
+from pydantic import Field
 
+from pitr_pipelines.catalog.gap_cure import Cure, cure_of
+from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
 from pitr_pipelines.defs.failures import shown_as_failures
@@ -17,6 +20,20 @@ from pitr_pipelines.defs.progress import LogProgress
 from pitr_pipelines.defs.stored import written_at_ns
 from pitr_pipelines.settings import Settings, asset_name
 from pitr_pipelines.units import show_bytes, show_duration
+
+
+class BaseBackupConfig(dg.Config):
+    """What a run may be told about the base backup of one database."""
+
+    replace: bool = Field(
+        default=False,
+        description="Take a new one in the place of today's, even if that is intact. Moments before it may "
+        "have no other base backup that leads to them.",
+    )
+    after_gap: bool = Field(
+        default=False,
+        description="Take one because of a gap in the WAL; today's is replaced only if that loses nothing.",
+    )
 
 
 def build_base_backup(settings: Settings, database: str, partitions: Partitions) -> dg.AssetsDefinition:
@@ -32,15 +49,15 @@ def build_base_backup(settings: Settings, database: str, partitions: Partitions)
         description=f"A whole, verified `pg_basebackup` of `{database}`, one a day (UTC). Restores start "
         "from it. Only today's can be taken: the server has no yesterday to copy.",
     )
-    def base_backup(context: dg.AssetExecutionContext) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    def base_backup(context: dg.AssetExecutionContext, config: BaseBackupConfig) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with shown_as_failures():
-            return _materialize(context, settings, database)
+            return _materialize(context, settings, database, config)
 
     return base_backup
 
 
 def _materialize(
-    context: dg.AssetExecutionContext, settings: Settings, database: str
+    context: dg.AssetExecutionContext, settings: Settings, database: str, config: BaseBackupConfig
 ) -> "dg.MaterializeResult[None]":
     # psycopg comes with it: only the step that needs a server pays for that.
     from pitr_pipelines.postgres.base_backup import take_base_backup
@@ -48,8 +65,14 @@ def _materialize(
     layout = Layout(settings.backup_root)
     day = date.fromisoformat(context.partition_key)
     before = written_at_ns(layout.base_record(database, day))
+    replace = config.replace
+    if config.after_gap and not replace:
+        # Decided now: since it was asked for, somebody may have taken one.
+        cure = cure_of(read_inventory(layout, database), day)
+        context.log.info(cure.reason)
+        replace = cure.cure is Cure.REPLACE
     started = time.monotonic()
-    record = take_base_backup(settings, database, day=day, progress=LogProgress(context.log))
+    record = take_base_backup(settings, database, day=day, replace=replace, progress=LogProgress(context.log))
     duration_s = time.monotonic() - started
     made = written_at_ns(layout.base_record(database, day)) != before
     if made:

@@ -9,10 +9,12 @@ from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
+from pitr_pipelines.defs.gap_bases import build_gap_sensor
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
 from pitr_pipelines.defs.offsite_copy import build_offsite
 from pitr_pipelines.defs.partitions import Partitions
+from pitr_pipelines.defs.purge import build_purge_job, build_purge_schedule
 from pitr_pipelines.defs.restore_drill import (
     build_drill_check,
     build_drill_jobs,
@@ -53,6 +55,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     check_job = build_check_job(checks)
     drill_checks = [build_drill_check(settings, name) for name in settings.databases]
     drill_jobs = build_drill_jobs(settings)
+    purge_job = build_purge_job(settings)
     return dg.Definitions(
         assets=[*assets, *offsite.assets],
         asset_checks=[*checks, *drill_checks],
@@ -63,18 +66,21 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             *offsite.jobs,
             *retention.jobs,
             build_restore_job(settings, partitions),
+            purge_job,
         ],
         schedules=[
             *build_schedules(settings, jobs),
             build_check_schedule(settings, check_job),
             *build_drill_schedules(settings, partitions, drill_jobs),
             *retention.schedules,
+            build_purge_schedule(settings, purge_job),
         ],
         sensors=[
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
             build_missed_base_sensor(settings, jobs),
             *offsite.sensors,
+            build_gap_sensor(settings, jobs),
         ],
         # A run has a process of its own; a second one for each step costs seconds and isolates nothing.
         executor=dg.in_process_executor,

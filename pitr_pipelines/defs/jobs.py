@@ -25,6 +25,11 @@ BASES_AT_ONCE = 2
 """Base backups that one run takes at the same time. Each is a process, so that a database which
 hangs does not hold up the others; two leave a small machine able to work."""
 
+_AT_MOST_A_DAY = {"dagster/max_runtime": str(24 * 3600)}
+_AT_MOST_SIX_HOURS = {"dagster/max_runtime": str(6 * 3600)}
+"""After these, run monitoring takes a run for dead, where it is on: its worker can have been killed together
+with the code server, and then nothing else ends it. A restore is not limited."""
+
 
 @dataclass(frozen=True)
 class Jobs:
@@ -45,21 +50,21 @@ def build_jobs(settings: Settings) -> Jobs:
             DAILY_BASE_BACKUPS,
             selection=_only(asset_key(name, BASE_BACKUP) for name in settings.databases),
             executor_def=dg.multiprocess_executor.configured({"max_concurrent": BASES_AT_ONCE}),
-            tags=NO_RETRIES,
+            tags=NO_RETRIES | _AT_MOST_A_DAY,
             description="Today's base backup of every database.",
         ),
         dg.define_asset_job(
             HOURLY_BUNDLES,
             selection=_only(asset_key(name, WAL_BUNDLE) for name in settings.databases),
             executor_def=dg.in_process_executor,
-            tags=NO_RETRIES,
+            tags=NO_RETRIES | _AT_MOST_SIX_HOURS,
             description="One hour's bundle of every database; a range of hours is one run.",
         ),
         dg.define_asset_job(
             REFRESH_RESTORE_POINTS,
             selection=_only([RESTORE_POINTS]),
             executor_def=dg.in_process_executor,
-            tags=NO_RETRIES,
+            tags=NO_RETRIES | _AT_MOST_SIX_HOURS,
             description="Bring the manifest up to date with the records in storage.",
         ),
     )

@@ -18,6 +18,7 @@ HOURLY_BUNDLES = "hourly_bundles"
 REFRESH_RESTORE_POINTS = "refresh_restore_points"
 CHECK_ARTIFACTS = "check_artifacts"
 RESTORE = "restore"
+PURGE_HISTORY = "purge_dagster_history"
 
 NO_RETRIES = {"dagster/max_retries": "0"}
 """A run whose worker died may still have a step at work, which a retry would overlap. The schedules

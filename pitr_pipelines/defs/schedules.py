@@ -1,25 +1,19 @@
 """The schedules: a base backup a day, and every hour the bundles of the hour that just ended.
 
 Dagster does not catch up on ticks that it missed. So each tick for bundles also looks into storage
-for hours that should have been closed by now, and asks for those. Base backups have a sensor for it,
+for hours that should have been closed by now, and asks for those. Base backups have sensors for it,
 because they have no later tick on their day.
 """
 
-from collections import defaultdict
 from datetime import UTC, datetime
 
 import dagster as dg
 
-from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.defs.asked import ASKED_AT, Asked
 from pitr_pipelines.defs.jobs import Jobs
-from pitr_pipelines.defs.names import WAL_BUNDLE, asset_key
-from pitr_pipelines.defs.stored import hours_to_bundle
+from pitr_pipelines.defs.look_back import AT_WORK, Stretch, look_back
+from pitr_pipelines.defs.names import HOURLY_BUNDLES, WAL_BUNDLE, asset_key
 from pitr_pipelines.settings import Settings
-from pitr_pipelines.wal.hours import Hour
-
-RUNS_PER_TICK = 6
-"""The hour that just ended, and at most five that are missing: the oldest, so that a long outage is
-made up for within a few ticks and never floods the queue."""
 
 
 def build_schedules(settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinition]:
@@ -39,7 +33,10 @@ def build_schedules(settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinitio
         if absent:
             return absent
         day = tick.date().isoformat()
-        return dg.RunRequest(run_key=_run_key(day, tick), partition_key=day)
+        if tick.date() < settings.first_day:
+            return dg.SkipReason(f"{day} is before first_day, {settings.first_day}.")
+        tags = {ASKED_AT: tick.isoformat()}
+        return dg.RunRequest(run_key=_run_key(day, tick), partition_key=day, tags=tags)
 
     @dg.schedule(
         name="bundle_schedule",
@@ -47,27 +44,21 @@ def build_schedules(settings: Settings, jobs: Jobs) -> list[dg.ScheduleDefinitio
         cron_schedule=settings.schedules.bundle,
         execution_timezone=settings.timezone,
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Bundles the hour that just ended, of every database, and up to five hours of the last "
-        "24 that are missing in storage.",
+        description="Bundles the hour that just ended, of every database, and what storage lacks of earlier "
+        "hours, oldest first. A database of which nothing arrives is asked more and more rarely.",
     )
     def bundle_schedule(context: dg.ScheduleEvaluationContext) -> list[dg.RunRequest] | dg.SkipReason:
         tick = context.scheduled_execution_time.astimezone(UTC)
         absent = storage_absent(settings)
         if absent:
             return absent
-        ended = str(Hour.containing(tick).preceding())
-        requests = [dg.RunRequest(run_key=_run_key(ended, tick), partition_key=ended)]
-        missing = sorted(_missing(settings, tick).items())
-        for hour, databases in missing[: RUNS_PER_TICK - 1]:
-            requests.append(
-                dg.RunRequest(
-                    run_key=_run_key(str(hour), tick),
-                    partition_key=str(hour),
-                    asset_selection=[asset_key(name, WAL_BUNDLE) for name in databases],
-                    tags={"pitr/look_back": "true"},
-                )
-            )
-        return requests
+        asked = Asked(context.instance, HOURLY_BUNDLES, tick, AT_WORK)
+        wanted = look_back(settings, asked, tick)
+        if wanted.resting:
+            context.log.warning(f"not asked this time, because nothing arrives: {', '.join(wanted.resting)}")
+        requests = [_request(settings, wanted.ended, tick)] if wanted.ended else []
+        requests += [_request(settings, stretch, tick, look_back=True) for stretch in wanted.missing]
+        return requests or dg.SkipReason("Every hour that can be bundled is closed, under way, or at rest.")
 
     return [base_backup_schedule, bundle_schedule]
 
@@ -85,14 +76,21 @@ def storage_absent(settings: Settings) -> dg.SkipReason | None:
     )
 
 
-def _missing(settings: Settings, now: datetime) -> dict[Hour, list[str]]:
-    layout = Layout(settings.backup_root)
-    found: dict[Hour, list[str]] = defaultdict(list)
-    for name in settings.databases:
-        for hour in hours_to_bundle(layout, name, now):
-            if hour.start.date() >= settings.first_day:
-                found[hour].append(name)
-    return found
+def _request(
+    settings: Settings, stretch: Stretch, tick: datetime, *, look_back: bool = False
+) -> dg.RunRequest:
+    tags = {ASKED_AT: tick.isoformat()} | ({"pitr/look_back": "true"} if look_back else {})
+    if stretch.first != stretch.last:
+        # What a backfill with the single-run policy launches.
+        tags["dagster/asset_partition_range_start"] = str(stretch.first)
+        tags["dagster/asset_partition_range_end"] = str(stretch.last)
+    everybody = set(stretch.databases) == set(settings.databases)
+    return dg.RunRequest(
+        run_key=_run_key(str(stretch.first), tick),
+        partition_key=str(stretch.first) if stretch.first == stretch.last else None,
+        asset_selection=None if everybody else [asset_key(name, WAL_BUNDLE) for name in stretch.databases],
+        tags=tags,
+    )
 
 
 def _run_key(partition_key: str, tick: datetime) -> str:

@@ -3,7 +3,9 @@
 Nothing here writes, and what is not there is simply absent.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 
 from pitr_pipelines.catalog.layout import Layout
@@ -13,7 +15,8 @@ from pitr_pipelines.wal.archive import scan_archive
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import WalFileKind
 
-LOOK_BACK = timedelta(hours=24)
+LOOK_BACK = timedelta(days=7)
+"""How long an hour without any WAL is still looked for."""
 
 
 def written_at_ns(path: Path) -> int | None:
@@ -37,28 +40,71 @@ def base_days(layout: Layout, database: str) -> list[date]:
     return sorted(days)
 
 
-def hours_to_bundle(layout: Layout, database: str, now: datetime) -> list[Hour]:
-    """Return the hours of the last 24 that are not closed in storage but could be, oldest first.
+@dataclass(frozen=True, slots=True)
+class BundledHours:
+    """How it stands with the hours of one database.
 
-    The newest hour that is over is not among them: its time has come anyway. Nor is an hour beyond
-    which nothing was archived yet, as in the middle of an outage: bundling could not close it.
+    `missing` are those that are over and not closed although they could be, oldest first. `reached` is the
+    moment up to which the archive and closed bundles prove that there is WAL, None without any. `in_vain`
+    are the hours after it that were bundled and could not be closed: the server was out of reach, say.
+    """
+
+    missing: tuple[Hour, ...]
+    reached: datetime | None
+    in_vain: tuple[Hour, ...]
+
+
+def look_at_hours(
+    layout: Layout, database: str, now: datetime, *, look_back: timedelta = LOOK_BACK
+) -> BundledHours:
+    """Look for the hours that are to be bundled, but for the newest that is over: its time has come anyway.
+
+    Hours of which raw WAL lies in the archive are found however old they are; hours that nothing was
+    written in, for the time of `look_back`. An hour beyond which nothing was archived yet, as in the middle
+    of an outage, is not missing: bundling could not close it.
     """
     raw = [file.closed_at for file in scan_archive(layout.wal(database)) if file.kind is WalFileKind.SEGMENT]
     recorded = _recorded_hours(layout, database)
     known = [Hour.containing(min(raw))] if raw else []
     known += [min(recorded)] if recorded else []
     if not known:
-        return []
-    newest = Hour.containing(now).preceding().preceding()
-    oldest = max(min(known), Hour.containing(now - LOOK_BACK))
-    reached = max(raw, default=datetime.min.replace(tzinfo=UTC))
-    missing = []
-    for hour in oldest.until(newest):
-        if hour in recorded and _is_closed(layout, database, hour):
-            reached = max(reached, hour.end)
+        return BundledHours((), None, ())
+    since = Hour.containing(now - look_back)
+    ended = Hour.containing(now).preceding()
+    oldest = max(min(known), min(since, Hour.containing(min(raw)) if raw else since))
+    reached = max(raw, default=None)
+    open_hours = []
+    for hour in oldest.until(ended):
+        if hour in recorded and is_closed(layout, database, hour):
+            reached = hour.end if reached is None else max(reached, hour.end)
         else:
-            missing.append(hour)
-    return [hour for hour in missing if hour.end <= reached]
+            open_hours.append(hour)
+    if reached is None:
+        return BundledHours((), None, tuple(hour for hour in open_hours if hour in recorded))
+    return BundledHours(
+        tuple(hour for hour in open_hours if hour.end <= reached and hour < ended),
+        reached,
+        tuple(hour for hour in open_hours if hour.end > reached and hour in recorded),
+    )
+
+
+def is_closed(layout: Layout, database: str, hour: Hour) -> bool:
+    """Tell whether an hour's record says that it is closed. An unreadable one says nothing."""
+    path = layout.bundle_record(database, hour)
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        return False
+    return _says_closed(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=65536)
+def _says_closed(path: Path, _size_bytes: int, _mtime_ns: int) -> bool:
+    # Remembered by size and mtime, because each tick asks for the same hundred hours of each database.
+    try:
+        return read_record(path, BundleRecord).state is BundleState.CLOSED
+    except (FileNotFoundError, ArtifactDamaged):
+        return False
 
 
 def _recorded_hours(layout: Layout, database: str) -> set[Hour]:
@@ -70,14 +116,6 @@ def _recorded_hours(layout: Layout, database: str) -> set[Hour]:
             except ValueError:
                 continue
     return hours
-
-
-def _is_closed(layout: Layout, database: str, hour: Hour) -> bool:
-    try:
-        record = read_record(layout.bundle_record(database, hour), BundleRecord)
-    except (FileNotFoundError, ArtifactDamaged):
-        return False
-    return record.state is BundleState.CLOSED
 
 
 def _names(directory: Path) -> list[str]:

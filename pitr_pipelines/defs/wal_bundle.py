@@ -1,11 +1,13 @@
 """The asset `wal_bundle`: one hour's WAL of one database in one file, sealed where that is possible.
 
-A backfill is one run over its hours, oldest first. An hour that fails stops no other; at the end the
-run fails and names each of them, and the hours that went well count all the same.
+The databases of a run are bundled side by side. A backfill is one run over its hours, oldest first. An
+hour that fails stops no other; at the end the run fails and names each of them, and the hours that went
+well count all the same.
 """
 
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from pitr_pipelines.defs.metadata import Metadata, bundle_metadata, work_metadat
 from pitr_pipelines.defs.names import WAL_ARCHIVE, WAL_BUNDLE, asset_key
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
+from pitr_pipelines.defs.side_by_side import result_for
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.settings import Settings, asset_name
 from pitr_pipelines.units import show_bytes, show_duration
@@ -54,12 +57,16 @@ def build_wal_bundle(settings: Settings, database: str, partitions: Partitions) 
 def _materialize(
     context: dg.AssetExecutionContext, settings: Settings, database: str, hours: Sequence[Hour]
 ) -> "dg.MaterializeResult[None]":
-    work = _Bundling(context, settings, database)
-    for hour in hours:
-        work.bundle(hour)
-    # A later hour's seal may be what an idle database's earlier hours were waiting for.
-    for hour in [hour for hour in work.not_closed if any(hour < made for made in work.made)]:
-        work.bundle(hour)
+    def bundle_hours(name: str, log: logging.Logger) -> _Bundling:
+        work = _Bundling(log, settings, name)
+        for hour in hours:
+            work.bundle(hour)
+        # A later hour's seal may be what an idle database's earlier hours were waiting for.
+        for hour in [hour for hour in work.not_closed if any(hour < made for made in work.made)]:
+            work.bundle(hour)
+        return work
+
+    work = result_for(context, settings, database, WAL_BUNDLE, bundle_hours)
     failed = [(str(hour), problem) for hour, problem in sorted((work.failed | work.not_closed).items())]
     try:
         refresh_manifest(settings)
@@ -85,7 +92,7 @@ def _materialize(
 class _Bundling:
     """The hours of one run: those that are made, those that failed, and those still open though over."""
 
-    context: dg.AssetExecutionContext
+    log: logging.Logger
     settings: Settings
     database: str
     made: dict[Hour, Metadata] = field(default_factory=dict)
@@ -97,7 +104,7 @@ class _Bundling:
         started = time.monotonic()
         self.not_closed.pop(hour, None)
         try:
-            outcome = make_bundle(self.settings, self.database, hour, report=LogProgress(self.context.log))
+            outcome = make_bundle(self.settings, self.database, hour, report=LogProgress(self.log))
         except PitrError as error:
             self.failed[hour] = error
             return
@@ -105,7 +112,7 @@ class _Bundling:
             self.failed[hour] = from_system(error)
             return
         duration_s = time.monotonic() - started
-        self.context.log.info(_line(self.database, outcome, duration_s))
+        self.log.info(_line(self.database, outcome, duration_s))
         if outcome.problem is None:
             self.made[hour] = _metadata(self.settings, outcome, duration_s)
         else:

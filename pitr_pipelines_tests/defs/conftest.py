@@ -28,3 +28,12 @@ def layout(settings: Settings) -> Layout:
 def instance() -> Iterator[dg.DagsterInstance]:
     with dg.DagsterInstance.ephemeral() as ephemeral:
         yield ephemeral
+
+
+@pytest.fixture
+def lasting_instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    """An instance on disk, which is what a schedule's context can lead to."""
+    home = tmp_path / "dagster"
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home)) as lasting:
+        yield lasting

@@ -104,6 +104,7 @@ def test_schedules_and_sensors_are_on(settings: Settings) -> None:
         "check_schedule",
         "drill_schedule",
         "drill_age_schedule",
+        "purge_schedule",
     }
     for schedule in repository.schedule_defs:
         assert schedule.default_status is dg.DefaultScheduleStatus.RUNNING
