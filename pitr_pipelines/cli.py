@@ -19,6 +19,7 @@ import click
 
 from pitr_pipelines import __version__
 from pitr_pipelines.cli_restore import restore
+from pitr_pipelines.cli_watch import watch
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report
@@ -55,6 +56,7 @@ def main(ctx: click.Context, config: Path | None) -> None:
 
 
 main.add_command(restore)
+main.add_command(watch)
 
 
 def _settings(ctx: click.Context) -> Settings:
