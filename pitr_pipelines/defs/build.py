@@ -4,11 +4,12 @@ import warnings
 
 import dagster as dg
 
-from pitr_pipelines.defs.archive_sensor import build_archive_sensor
+from pitr_pipelines.defs.archive_health import build_archive_sensor
 from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
+from pitr_pipelines.defs.freshness import with_freshness
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
 from pitr_pipelines.defs.offsite_copy import (
@@ -63,7 +64,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     drill_checks = [build_drill_check(settings, name) for name in settings.databases]
     drill_jobs = build_drill_jobs(settings)
     return dg.Definitions(
-        assets=assets,
+        assets=with_freshness(settings, assets),
         asset_checks=[*checks, *drill_checks],
         jobs=[*jobs.all(), check_job, *drill_jobs, *offsite_jobs, build_restore_job(settings, partitions)],
         schedules=[
