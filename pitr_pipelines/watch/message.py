@@ -6,7 +6,7 @@ message that names the first few and counts the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -19,7 +19,9 @@ BODY_LIMIT = 1800
 """Characters. Discord takes 2000; what takes less, such as SMS, cuts off the end."""
 _IN_TITLE = 3
 _IN_FULL = 5
-_LISTED = 20
+_COUNTED = 320
+"""Characters for what is only counted and named."""
+_LONGEST_LINE = 320
 
 
 class Tone(StrEnum):
@@ -37,6 +39,12 @@ class Message:
     tone: Tone
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    key: str
+    text: str
+
+
 def write_message(news: News, *, now: datetime, place: str) -> Message:
     """Write the message for some news. `place` says which installation speaks, such as its host."""
     title = "; ".join(
@@ -48,13 +56,15 @@ def write_message(news: News, *, now: datetime, place: str) -> Message:
         )
         if part
     )
-    blocks = []
-    for heading, lives in (("NEW", news.opened), ("STILL OPEN", news.reminded)):
-        if lives:
-            blocks.append("\n".join([heading, *_described(lives, now)]))
-    if news.over:
-        blocks.append("\n".join(["OVER", *_ended(news.over)]))
-    return Message(f"pitr on {place}: {title}", _bounded("\n\n".join(blocks)), _tone(news))
+    body = ""
+    for heading, entries in (
+        ("NEW", [_described(life, now) for life in news.opened]),
+        ("STILL OPEN", [_described(life, now) for life in news.reminded]),
+        ("OVER", [_ended(life) for life in news.over]),
+    ):
+        if entries:
+            body += ("\n\n" if body else "") + _section(heading, entries, BODY_LIMIT - len(body) - 2)
+    return Message(f"pitr on {place}: {title}", _shortened(body, BODY_LIMIT), _tone(news))
 
 
 def _headline(prefix: str, lives: Sequence[Life]) -> str:
@@ -65,33 +75,43 @@ def _headline(prefix: str, lives: Sequence[Life]) -> str:
     return f"{prefix}{names}{more}"
 
 
-def _described(lives: Sequence[Life], now: datetime) -> Iterable[str]:
-    for life in lives[:_IN_FULL]:
-        yield f"{life.incident.key}: {life.what}"
-        yield f"  since {life.opened_at:%Y-%m-%d %H:%M:%S}+00:00, {show_duration(now - life.opened_at)} ago"
-        if len(life.openings) > 1:
-            yield f"  It comes and goes: {len(life.openings)} times within a day."
-        yield f"  {life.remedy}"
-        yield f"  {life.incident.runbook}"
-    yield from _counted(lives[_IN_FULL:])
+def _described(life: Life, now: datetime) -> _Entry:
+    lines = [
+        f"{life.incident.key}: {_one_line(life.what)}",
+        f"  since {life.opened_at:%Y-%m-%d %H:%M:%S}+00:00, {show_duration(now - life.opened_at)} ago",
+    ]
+    if len(life.openings) > 1:
+        lines.append(f"  It comes and goes: {len(life.openings)} times within a day.")
+    lines += [f"  {_one_line(life.remedy)}", f"  {life.incident.runbook}"]
+    return _Entry(life.incident.key, "\n".join(lines))
 
 
-def _ended(lives: Sequence[Life]) -> Iterable[str]:
-    for life in lives[:_IN_FULL]:
-        lasted = (life.gone_since or life.seen_at) - life.opened_at
-        yield f"{life.incident.key}, after {show_duration(lasted)}"
-    yield from _counted(lives[_IN_FULL:])
+def _ended(life: Life) -> _Entry:
+    lasted = (life.gone_since or life.seen_at) - life.opened_at
+    return _Entry(life.incident.key, f"{life.incident.key}, after {show_duration(lasted)}")
 
 
-def _counted(rest: Sequence[Life]) -> Iterable[str]:
-    if rest:
-        names = ", ".join(life.incident.key for life in rest[:_LISTED])
-        yield f"and {len(rest)} more: {names}" + (" …" if len(rest) > _LISTED else "")
-        yield "  `pitr watch --once` lists all of them."
+def _section(heading: str, entries: Sequence[_Entry], room: int) -> str:
+    """Return as many entries as there is room for, and the number and names of the others."""
+    text = heading
+    for number, entry in enumerate(entries):
+        last = number == len(entries) - 1
+        wanted = len(entry.text) + 1 + (0 if last else _COUNTED)
+        if number == _IN_FULL or len(text) + wanted > room:
+            rest = entries[number:]
+            names = _shortened(", ".join(one.key for one in rest), _COUNTED - 80)
+            return f"{text}\nand {len(rest)} more: {names}\n  `pitr watch --once` lists all of them."
+        text += f"\n{entry.text}"
+    return text
 
 
-def _bounded(body: str) -> str:
-    return body if len(body) <= BODY_LIMIT else body[: BODY_LIMIT - 2].rstrip() + " …"
+def _one_line(text: str) -> str:
+    """libpq takes several lines to say that a server is down, of which the first says it."""
+    return _shortened(text.strip().partition("\n")[0], _LONGEST_LINE)
+
+
+def _shortened(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 2].rstrip() + " …"
 
 
 def _tone(news: News) -> Tone:
