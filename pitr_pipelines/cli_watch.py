@@ -15,10 +15,11 @@ import click
 from pitr_pipelines.errors import ArtifactBusy, PitrError
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, print_error, print_json
-from pitr_pipelines.units import show_duration
+from pitr_pipelines.units import show_bytes, show_duration
 
 if TYPE_CHECKING:
     from pitr_pipelines.watch.lives import Life
+    from pitr_pipelines.watch.observation import Observation
     from pitr_pipelines.watch.round import Round
 
 
@@ -91,8 +92,7 @@ def _test(settings: Settings) -> int:
 def _lines(done: Round, now: datetime) -> Iterable[str]:
     yield f"{now:%Y-%m-%d %H:%M:%S}+00:00"
     for seen in done.observations:
-        numbers = ", ".join(f"{name} {value}" for name, value in seen.numbers().items())
-        yield f"  {seen.database}: {numbers}"
+        yield f"  {seen.database}: {_seen(seen)}"
     for mark, lives in (("NEW  ", done.opened), ("open ", done.still_open), ("over ", done.over)):
         for life in sorted(lives, key=lambda one: one.incident.key):
             yield from _described(mark, life, now)
@@ -102,10 +102,31 @@ def _lines(done: Round, now: datetime) -> Iterable[str]:
         yield f"  told: {', '.join(done.sent_to)}"
 
 
+def _seen(seen: Observation) -> str:
+    parts = []
+    server = seen.server
+    if isinstance(server, PitrError):
+        parts.append("does not answer")
+    else:
+        parts.append(f"answers, timeline {server.timeline}")
+        if server.ready_backlog is not None:
+            parts.append(f"{server.ready_backlog} segments wait for the archive")
+        if server.pg_wal_bytes is not None:
+            parts.append(f"{show_bytes(server.pg_wal_bytes)} in pg_wal")
+    if seen.lag_s is not None:
+        parts.append(f"newest archived WAL {show_duration(seen.lag_s)} old")
+    if seen.stored is not None:
+        parts.append(f"{seen.stored.raw_files} raw files")
+    if seen.space is not None:
+        parts.append(f"{show_bytes(seen.space.free_bytes)} ({seen.space.free_percent:.0f} %) free")
+    return ", ".join(parts)
+
+
 def _described(mark: str, life: Life, now: datetime) -> Iterable[str]:
     colour = "green" if life.over_at else "red" if life.severity == "critical" else "yellow"
     since = show_duration(now - life.opened_at)
-    yield f"  {click.style(mark, fg=colour)} {life.incident.key}, for {since}: {life.what}"
+    what = " ".join(life.what.split())
+    yield f"  {click.style(mark, fg=colour)} {life.incident.key}, for {since}: {what}"
     if life.over_at is None:
         yield f"         {life.remedy}"
         yield f"         {life.incident.runbook}"

@@ -148,7 +148,7 @@ def _archiver(
     seen: Observation, server: ArchiverState, memory: Memory, alerts: AlertSettings, archive: Path
 ) -> Iterator[Incident]:
     name = seen.database
-    waiting = f"{server.ready_backlog} segments wait" if server.ready_backlog else "WAL waits"
+    waiting = _waiting(server.ready_backlog)
     since = memory.failing_since
     if server.is_failing and since is not None and seen.at - since >= _FAILING_AFTER:
         failures = server.failed_count - memory.failed_before
@@ -190,6 +190,12 @@ def _archiver(
             "mounted on both sides? Find the segments and put them into the archive; those that are lost "
             f"make `pitr backup --replace {name}` necessary.",
         )
+
+
+def _waiting(backlog: int | None) -> str:
+    if not backlog:
+        return "WAL waits"
+    return "1 segment waits" if backlog == 1 else f"{backlog} segments wait"
 
 
 def _backlog(

@@ -15,22 +15,10 @@ from pitr_pipelines.watch.memory import SpaceMemory, hours_until_full
 from pitr_pipelines.watch.observation import Space
 
 
-def storage_gone(root: Path) -> Findings:
+def storage_gone(error: PitrError) -> Findings:
     """Return that backup_root is not there; nothing else of the storage can be told then."""
-    return Findings(
-        (
-            Incident(
-                Kind.STORAGE_GONE,
-                STORAGE,
-                Scope.REACH,
-                f"backup_root {root} is not there",
-                "Is the volume mounted? Servers cannot archive meanwhile; they keep their WAL until "
-                "it is back. "
-                "On a new installation, `pitr init-db` creates it.",
-            ),
-        ),
-        frozenset({(STORAGE, Scope.REACH)}),
-    )
+    gone = Incident(Kind.STORAGE_GONE, STORAGE, Scope.REACH, error.what, error.remedy)
+    return Findings((gone,), frozenset({(STORAGE, Scope.REACH)}))
 
 
 def judge_storage(

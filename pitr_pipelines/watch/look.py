@@ -6,11 +6,12 @@ is changed anywhere.
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,7 +21,7 @@ from pitr_pipelines.catalog.drills import DrillOutcome, drill_history
 from pitr_pipelines.catalog.inventory import read_base_record
 from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
 from pitr_pipelines.catalog.records import BundleRecord, read_record
-from pitr_pipelines.errors import ArtifactDamaged, PitrError
+from pitr_pipelines.errors import ArtifactDamaged, PitrError, StorageFailed
 from pitr_pipelines.settings import DatabaseSettings, Settings
 from pitr_pipelines.wal import archive
 from pitr_pipelines.wal.lsn import SegmentName, WalFileKind
@@ -35,10 +36,19 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT_S = 3.0
 SERVERS_TIMEOUT_S = 20.0
 """For all servers together: Dagster gives a sensor a minute."""
+STORAGE_TIMEOUT_S = 10.0
 _BUNDLES_READ = 5
 _DRILLS_READ = 20
+_RAW_SAYS_ALL = timedelta(hours=1)
+"""While raw WAL is younger than this, nothing newer is in a bundle: a year of them need not be listed."""
+_HANGS = "A mount that hangs holds up everything: is the file server up? Servers cannot archive meanwhile."
+_NOT_THERE = (
+    "Is the volume mounted? Servers cannot archive meanwhile; they keep their WAL until it is back. On a new "
+    "installation, `pitr init-db` creates it."
+)
 
 _asking: Parallel[ArchiverState] = Parallel()
+_probing: Parallel[bool] = Parallel()
 
 
 def ask_servers(
@@ -81,12 +91,23 @@ def look_at_space(path: Path) -> Space:
     return Space(usage.free, usage.total)
 
 
-def look_at_stored(settings: Settings, database: str) -> StoredState:
+def is_there(root: Path, *, look: Callable[[Path], bool] = Path.is_dir) -> PitrError | None:
+    """Return None if a directory is there, else why not. A network mount that hangs is not there."""
+    found = _probing.run({str(root): partial(look, root)}, timeout_s=STORAGE_TIMEOUT_S)[str(root)]
+    if isinstance(found, Stuck):
+        return Stuck(f"backup_root {root} does not answer: {found.what}", remedy=_HANGS)
+    if isinstance(found, PitrError):
+        return found
+    return None if found else StorageFailed(f"backup_root {root} is not there", remedy=_NOT_THERE)
+
+
+def look_at_stored(settings: Settings, database: str, *, now: datetime) -> StoredState:
     """Read what storage holds of a database. Raises OSError if it cannot be read."""
     layout = Layout(settings.backup_root)
     files = archive.scan_archive(layout.wal(database))
     known = [(file.closed_at, file.segment) for file in files if file.kind is WalFileKind.SEGMENT]
-    known += _bundled(layout, database)
+    if not known or now - max(known)[0] > _RAW_SAYS_ALL:
+        known += _bundled(layout, database)
     newest_at, newest = max(known, default=(None, None))
     drills = []
     good = None
@@ -110,7 +131,7 @@ def look_at_stored(settings: Settings, database: str) -> StoredState:
 
 def _bundled(layout: Layout, database: str) -> list[tuple[datetime, SegmentName]]:
     """Return the ends of the newest bundles that hold WAL: raw files go, once they are bundled."""
-    names = (path.name for path in _listed(layout.bundles(database)))
+    names = _listed(layout.bundles(database))
     hours = sorted(
         (name for name in names if name.endswith(".json") and not name.endswith(".seal.json")), reverse=True
     )
@@ -127,9 +148,9 @@ def _bundled(layout: Layout, database: str) -> list[tuple[datetime, SegmentName]
 def _newest_base(layout: Layout, database: str) -> datetime | None:
     """Return when the newest base backup ended whose record can be read."""
     days = []
-    for path in _listed(layout.bases(database)):
+    for name in _listed(layout.bases(database)):
         with suppress(ValueError):
-            days.append(date.fromisoformat(path.name))
+            days.append(date.fromisoformat(name))
     for day in sorted(days, reverse=True):
         try:
             return read_base_record(layout.base(database, day) / BASE_RECORD).ended_at
@@ -138,8 +159,8 @@ def _newest_base(layout: Layout, database: str) -> datetime | None:
     return None
 
 
-def _listed(directory: Path) -> list[Path]:
+def _listed(directory: Path) -> list[str]:
     try:
-        return [path for path in directory.iterdir() if not path.name.startswith(".")]
+        return [name for name in os.listdir(directory) if not name.startswith(".")]  # noqa: PTH208
     except FileNotFoundError:
         return []

@@ -10,6 +10,7 @@ import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.errors import PitrError, SettingsError, StorageFailed, storage_failed
@@ -18,7 +19,7 @@ from pitr_pipelines.watch.incidents import DAGSTER, OFFSITE, STORAGE, Findings
 from pitr_pipelines.watch.judge_database import judge_database
 from pitr_pipelines.watch.judge_storage import judge_offsite, judge_storage, storage_gone
 from pitr_pipelines.watch.lives import Life, News, advance, after_telling, news_for
-from pitr_pipelines.watch.look import ask_servers, look_at_space, look_at_stored
+from pitr_pipelines.watch.look import ask_servers, is_there, look_at_space, look_at_stored
 from pitr_pipelines.watch.memory import accept, remember, sample
 from pitr_pipelines.watch.message import Message, Tone, write_message
 from pitr_pipelines.watch.observation import Observation, Space, StoredState
@@ -28,7 +29,8 @@ from pitr_pipelines.watch.send import send_all
 from pitr_pipelines.watch.state import Known, State, StateFile
 
 Send = Callable[[dict[Recipient, Message]], dict[str, PitrError | None]]
-LookAtSpace = Callable[..., Space]
+OFFSITE_EVERY = timedelta(minutes=10)
+"""It reads the indexes of all copies, and changes once a day."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ def watch_once(
     more: Collection[Findings] = (),
     state_file: StateFile | None = None,
     send: Send | None = None,
-    look_at_space: LookAtSpace = look_at_space,
+    look_at_root: Callable[[Path], bool] = Path.is_dir,
+    look_at_space: Callable[[Path], Space] = look_at_space,
 ) -> Round:
     """Look at everything, and tell of what is new, of what is still so, and of what is over.
 
@@ -71,9 +74,12 @@ def watch_once(
     watcher is at it, and StorageFailed if the state can be kept nowhere.
     """
     file = state_file or StateFile(settings.backup_root)
+    absent = is_there(settings.backup_root, look=look_at_root)
+    if absent is not None:
+        file = file.without_storage(absent)
     with file.locked():
         before = file.read()
-        seen = _look(settings, before, now, look_at_space)
+        seen = _look(settings, before, now, absent, look_at_space)
         lives = advance(
             before.lives,
             Findings.joined([*seen.findings, *more]),
@@ -101,6 +107,9 @@ def accept_settings(settings: Settings, database: str, *, now: datetime) -> None
     """Take a server's settings as the next look finds them for right. Raises BadRequest, ArtifactBusy."""
     settings.database(database)
     file = StateFile(settings.backup_root)
+    absent = is_there(settings.backup_root)
+    if absent is not None:
+        file = file.without_storage(absent)
     with file.locked():
         state = file.read()
         memory = state.databases.get(database)
@@ -123,19 +132,24 @@ def send_test(settings: Settings, *, send: Send | None = None) -> dict[str, Pitr
     return (send or send_all)(dict.fromkeys(find_recipients(settings.alerts), message))
 
 
-def _look(settings: Settings, before: State, now: datetime, look_at_space: LookAtSpace) -> _Seen:
+def _look(
+    settings: Settings,
+    before: State,
+    now: datetime,
+    absent: PitrError | None,
+    look_at_space: Callable[[Path], Space],
+) -> _Seen:
     # psycopg comes with it.
     from pitr_pipelines.postgres.prepare import expected_archive_command
 
     seen = _Seen(before.model_copy(deep=True))
     servers = ask_servers(settings.databases)
-    stored, unreadable, space = _look_at_storage(settings, now, look_at_space, seen)
-    if space is not None:
-        seen.state.space = sample(before.space, now, space.free_bytes)
-    if settings.backup_root.is_dir():
-        seen.findings.append(
-            judge_storage(settings.backup_root, space, seen.state.space, unreadable, settings.alerts, now)
-        )
+    stored: dict[str, StoredState] = {}
+    space = None
+    if absent is not None:
+        seen.findings.append(storage_gone(absent))
+    else:
+        stored, space = _look_at_storage(settings, now, look_at_space, seen)
     memories = {}
     for name in settings.databases:
         observation = Observation(name, now, servers[name], stored.get(name), space)
@@ -158,33 +172,35 @@ def _look(settings: Settings, before: State, now: datetime, look_at_space: LookA
 
 
 def _look_at_storage(
-    settings: Settings, now: datetime, look_at_space: LookAtSpace, seen: _Seen
-) -> tuple[dict[str, StoredState], dict[str, PitrError], Space | None]:
-    if not settings.backup_root.is_dir():
-        seen.findings.append(storage_gone(settings.backup_root))
-        return {}, {}, None
+    settings: Settings, now: datetime, look_at_space: Callable[[Path], Space], seen: _Seen
+) -> tuple[dict[str, StoredState], Space | None]:
+    root, state = settings.backup_root, seen.state
     stored: dict[str, StoredState] = {}
     unreadable: dict[str, PitrError] = {}
     for name in settings.databases:
         try:
-            stored[name] = look_at_stored(settings, name)
+            stored[name] = look_at_stored(settings, name, now=now)
         except OSError as error:
             unreadable[name] = storage_failed(error)
     space = None
     try:
-        space = look_at_space(settings.backup_root)
+        space = look_at_space(root)
+        state.space = sample(state.space, now, space.free_bytes)
     except OSError as error:
         unreadable["all databases"] = storage_failed(error)
-    if settings.offsite is not None:
+    last = state.offsite_looked_at
+    if settings.offsite is not None and not (last and timedelta(0) <= now - last < OFFSITE_EVERY):
         from pitr_pipelines.offsite.standing import look_at_standing
 
         try:
             seen.findings.append(judge_offsite(look_at_standing(settings, now=now)))
+            state.offsite_looked_at = now
         except OSError as error:
             unreadable["the off-site copy"] = storage_failed(error)
         except PitrError as error:
             unreadable["the off-site copy"] = error
-    return stored, unreadable, space
+    seen.findings.append(judge_storage(root, space, state.space, unreadable, settings.alerts, now))
+    return stored, space
 
 
 def _tell(settings: Settings, state: State, now: datetime, send: Send) -> tuple[State, list[str], list[str]]:

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.records import Moment, to_json
+from pitr_pipelines.errors import PitrError
 from pitr_pipelines.watch.lives import Life, Told
 from pitr_pipelines.watch.memory import Memory, SpaceMemory
 
@@ -49,17 +50,27 @@ class State(_Part):
     recipients: dict[str, Known] = {}
     databases: dict[str, Memory] = {}
     space: SpaceMemory = SpaceMemory()
+    offsite_looked_at: Moment | None = None
 
 
 class StateFile:
     """Where the state of one storage is kept."""
 
-    def __init__(self, backup_root: Path, *, local: Path | None = None) -> None:
+    def __init__(
+        self, backup_root: Path, *, local: Path | None = None, absent: PitrError | None = None
+    ) -> None:
+        """`absent` says why the storage cannot be used; it is then left alone."""
         self._root = backup_root
+        self._local = local
+        self._absent = absent
         self.path = backup_root / "alerts" / "state.json"
         digest = hashlib.sha256(os.fsencode(backup_root)).hexdigest()[:12]
         local = local or Path(tempfile.gettempdir())
         self.fallback = local / f"pitr-alerts-{os.geteuid()}-{digest}.json"
+
+    def without_storage(self, absent: PitrError) -> StateFile:
+        """Return the same state, as far as it can be kept without the storage."""
+        return StateFile(self._root, local=self._local, absent=absent)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -68,8 +79,9 @@ class StateFile:
         local = self.fallback.with_suffix(".lock")
         with ExitStack() as held:
             try:
-                if not self._root.is_dir():  # which a lock would make
+                if self._absent is not None:
                     raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self._root))
+                self.path.parent.mkdir(mode=durable.DIRECTORY_MODE, exist_ok=True)  # never its parent
                 lock = durable.exclusive_lock(self.path.with_name(".lock"), subject=subject, wait=False)
                 held.enter_context(lock)
             except OSError:
@@ -78,7 +90,8 @@ class StateFile:
 
     def read(self) -> State:
         """Return the newest state; an empty one if there is none, or none that can be read."""
-        found = [state for state in (_read(self.path), self._read_fallback()) if state is not None]
+        stored = _read(self.path) if self._absent is None else None
+        found = [state for state in (stored, self._read_fallback()) if state is not None]
         return max(found, key=_written, default=State())
 
     def write(self, state: State, *, now: datetime) -> str | None:
@@ -95,10 +108,10 @@ class StateFile:
         return problem
 
     def _write_in_storage(self, text: str) -> str | None:
-        if not self._root.is_dir():
-            return f"{self._root} is not there"
+        if self._absent is not None:
+            return self._absent.what
         try:
-            durable.make_directory(self.path.parent)
+            self.path.parent.mkdir(mode=durable.DIRECTORY_MODE, exist_ok=True)
             durable.write_whole(self.path, text)
         except OSError as error:
             return f"{self.path}: {error.strerror}"

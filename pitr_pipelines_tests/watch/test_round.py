@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -21,11 +22,13 @@ from pitr_pipelines.catalog.records import write_record
 from pitr_pipelines.errors import ArtifactBusy, PitrError
 from pitr_pipelines.offsite.budget import CallObject, CallState, claim, end, send
 from pitr_pipelines.settings import Settings
+from pitr_pipelines.watch.look import is_there
 from pitr_pipelines.watch.message import Message
 from pitr_pipelines.watch.recipients import Recipient
 from pitr_pipelines.watch.round import Round, watch_once
-from pitr_pipelines.watch.state import StateFile
+from pitr_pipelines.watch.state import State, StateFile
 from pitr_pipelines_tests.defs.storage import make_settings
+from pitr_pipelines_tests.servers import wait_for
 from pitr_pipelines_tests.watch.conftest import VARIABLE
 from pitr_pipelines_tests.watch.webhook import TOKEN, Webhook
 
@@ -110,6 +113,39 @@ def test_a_crash_after_sending_repeats_a_message_and_loses_none(tmp_path: Path, 
     look(settings, 4, send=works)
     look(settings, 6, send=works)
     assert sent == ["order-db/server-down"] * 2
+
+
+def test_a_storage_that_hangs_is_told_and_is_not_waited_for(
+    tmp_path: Path, webhook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pitr_pipelines.watch.look.STORAGE_TIMEOUT_S", 0.2)
+    settings = settings_with(tmp_path, alerts={"quiet_s": 0, "server_grace_s": 10**6})
+    back = threading.Event()
+
+    def hangs(root: Path) -> bool:
+        return back.wait(60) and root.is_dir()
+
+    look(settings, 0, look_at_root=hangs)
+    look(settings, 2, look_at_root=hangs)  # the first is still at it
+
+    (message,) = webhook.take()
+    assert message["title"].endswith("storage/storage-gone")
+    assert "does not answer" in message["message"]
+    assert list(settings.backup_root.iterdir()) == []
+    back.set()
+    wait_for(lambda: is_there(settings.backup_root, look=hangs) is None, what="the probe to come back")
+    look(settings, 4)
+    assert webhook.titles() == ["over: storage/storage-gone"]
+
+
+def test_a_storage_that_vanishes_is_not_made_again(tmp_path: Path) -> None:
+    settings = make_settings(tmp_path, "order-db")
+    settings.backup_root.rmdir()
+    file = local_state(settings)
+    with file.locked():
+        assert file.write(State(), now=NOW) is not None
+    assert file.read().written_at == NOW
+    assert not settings.backup_root.exists()
 
 
 def test_there_is_one_watcher_at_a_time(tmp_path: Path) -> None:
