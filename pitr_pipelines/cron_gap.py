@@ -7,6 +7,7 @@ does not know (names, `L`, `#`) it says, so that the caller takes a default inst
 from __future__ import annotations
 
 from datetime import date, timedelta
+from functools import cache
 from itertools import pairwise
 
 _LIMITS = ((0, 59), (0, 23), (1, 31), (1, 12), (0, 7))
@@ -15,6 +16,7 @@ _DAYS = 800
 """Long enough to hold a leap day and two of every yearly tick."""
 
 
+@cache
 def longest_gap(expression: str) -> timedelta | None:
     """Return the longest time between two ticks, or None if that cannot be told."""
     fields = expression.split()

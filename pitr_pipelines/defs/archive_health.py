@@ -6,7 +6,7 @@ ones hold up nothing; the storage's half works without them. `pitr watch` does t
 Dagster, on the same state; when both are at it, one leaves the tick to the other.
 """
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -19,6 +19,9 @@ from pitr_pipelines.watch.lives import Life
 from pitr_pipelines.watch.observation import Observation
 
 ARCHIVE_HEALTH = "archive_health"
+OBSERVE_EVERY = timedelta(minutes=5)
+"""Each observation stays in Dagster's event log; what is new is observed at once."""
+_NEVER = datetime.min.replace(tzinfo=UTC)
 
 
 def build_archive_sensor(settings: Settings) -> dg.SensorDefinition:
@@ -63,19 +66,29 @@ def _tick(
         return dg.SkipReason(f"{error.what}; it tells of what there is.")
     for life in done.opened:
         context.log.warning(_line("new", life))
-    for life in done.still_open:
-        context.log.info(_line("open", life))
     for life in done.over:
         context.log.info(f"over: {life.incident.key}")
     for problem in done.problems:
         context.log.warning(problem)
     open_now = ", ".join(sorted(life.incident.key for life in done.open))
+    last = _last_observed(context.cursor)
+    due = not timedelta(0) <= now - last < OBSERVE_EVERY or bool(done.opened or done.over)
     return dg.SensorResult(
-        asset_events=[describe(seen) for seen in done.observations],
-        skip_reason=f"Observed {len(done.observations)} archives; "
+        asset_events=[describe(seen) for seen in done.observations] if due else [],
+        cursor=(now if due else last).isoformat(),
+        skip_reason=f"Looked at {len(done.observations)} databases; "
         + (f"wrong: {open_now}." if open_now else "nothing is wrong.")
         + (f" Told {', '.join(done.sent_to)}." if done.sent_to else ""),
     )
+
+
+def _last_observed(cursor: str | None) -> datetime:
+    """Return when a tick last reported observations; a cursor of another version says: never."""
+    try:
+        moment = datetime.fromisoformat(cursor or "")
+    except ValueError:
+        return _NEVER
+    return moment if moment.tzinfo is not None else _NEVER
 
 
 def _line(state: str, life: Life) -> str:

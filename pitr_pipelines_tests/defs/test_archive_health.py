@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -91,22 +92,41 @@ def test_every_database_is_observed_also_while_the_storage_is_gone_which_is_told
     assert not settings.backup_root.exists()
 
 
-def test_a_hundred_databases_of_which_ten_swallow_every_packet_take_seconds(
+def test_a_hundred_databases_of_which_ten_never_answer_take_seconds(
     tmp_path: Path, instance: dg.DagsterInstance
 ) -> None:
-    # TEST-NET-1 (RFC 5737) is routed nowhere.
-    names = [f"db-{number}" for number in range(100)]
-    refusing, silent = "host=127.0.0.1 port=1 user=pitr", "host=192.0.2.1 port=5432 user=pitr"
-    settings = make_settings(
-        tmp_path,
-        databases={name: {"dsn": silent if number < 10 else refusing} for number, name in enumerate(names)},
-    )
+    with socket.create_server(("127.0.0.1", 0), backlog=128) as silent:
+        hosts = [f"host=127.0.0.1 port={silent.getsockname()[1]} user=pitr"] * 10
+        hosts += ["host=127.0.0.1 port=1 user=pitr"] * 90
+        databases = {f"db-{number}": {"dsn": dsn} for number, dsn in enumerate(hosts)}
+        settings = make_settings(tmp_path, databases=databases)
 
-    began = time.monotonic()
-    observed, _ = evaluate(settings, instance)
+        began = time.monotonic()
+        observed, _ = evaluate(settings, instance)
 
     assert len(observed) == 100
     assert time.monotonic() - began < 30
+
+
+def test_what_is_seen_is_observed_every_five_minutes_and_at_once_when_something_is_new(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    settings = make_settings(tmp_path, "order-db", alerts={"min_free_percent": 0})
+    repository = build_definitions(settings).get_repository_def()
+    sensor = repository.get_sensor_def(ARCHIVE_HEALTH)
+
+    def observed(cursor: str | None) -> tuple[int, str | None]:
+        context = dg.build_sensor_context(instance=instance, repository_def=repository, cursor=cursor)
+        data = sensor.evaluate_tick(context)
+        return len(data.asset_events), data.cursor
+
+    count, cursor = observed(None)
+    assert count == 1
+    assert observed(cursor) == (0, cursor)
+    assert observed((datetime.now(UTC) - timedelta(minutes=6)).isoformat())[0] == 1
+    assert observed("of another version")[0] == 1
+    run_job(instance, "hourly_bundles", breaks)
+    assert observed(cursor)[0] == 1
 
 
 @dg.op
