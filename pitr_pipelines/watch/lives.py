@@ -124,7 +124,7 @@ def news_for(
             continue  # perhaps over; then that is told
         elif not knows:
             opened.append(life)
-        elif known is not None and not life.once and now - known.at >= reminder:
+        elif known is not None and not life.once and not timedelta(0) <= now - known.at < reminder:
             reminded.append(life)
     return News(_in_order(opened), _in_order(reminded), _in_order(over))
 
@@ -160,7 +160,8 @@ def _opened(incident: Incident, opened_at: datetime, now: datetime, openings: tu
 
 
 def _not_seen(life: Life, now: datetime, quiet: timedelta) -> Life:
-    gone_since = life.gone_since or now
+    # A clock that was set back must not make anything wait for the moment that it showed.
+    gone_since = min(life.gone_since or now, now)
     needed = min(quiet * 2 ** (max(1, len(life.openings)) - 1), max(quiet, _LONGEST_QUIET))
     over_at = now if now - gone_since >= needed else None
     return life.model_copy(update={"gone_since": gone_since, "over_at": over_at})

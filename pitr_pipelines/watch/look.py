@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from pitr_pipelines.postgres.archiver import ArchiverState
 
 CONNECT_TIMEOUT_S = 3.0
-SERVERS_TIMEOUT_S = 20.0
+SERVERS_TIMEOUT_S = 15.0
 """For all servers together: Dagster gives a sensor a minute."""
 STORAGE_TIMEOUT_S = 10.0
 _BUNDLES_READ = 5

@@ -69,14 +69,24 @@ def remember(before: Memory | None, seen: Observation, *, expected_command: str)
     server = seen.server
     if isinstance(server, PitrError):
         return memory.model_copy(
-            update={"down_since": memory.down_since or seen.at, "down_looks": memory.down_looks + 1}
+            update={
+                "first_seen_at": min(memory.first_seen_at, seen.at),
+                "down_since": _since(memory.down_since, seen.at),
+                "down_looks": memory.down_looks + 1,
+            }
         )
-    changed: dict[str, object] = {"down_since": None, "down_looks": 0}
+    changed: dict[str, object] = {
+        "first_seen_at": min(memory.first_seen_at, seen.at),
+        "down_since": None,
+        "down_looks": 0,
+    }
 
     if not server.is_failing:
         changed |= {"failing_since": None, "failed_before": server.failed_count}
     elif memory.failing_since is None or server.failed_count < memory.failed_before:
         changed |= {"failing_since": seen.at, "failed_before": min(memory.failed_before, server.failed_count)}
+    else:
+        changed |= {"failing_since": _since(memory.failing_since, seen.at)}
 
     grew = (
         server.ready_backlog is not None
@@ -88,7 +98,7 @@ def remember(before: Memory | None, seen: Observation, *, expected_command: str)
     missing = before is not None and arrived(seen, memory.archived_wal) is False
     changed |= {
         "archived_wal": server.last_archived_wal,
-        "elsewhere_since": (memory.elsewhere_since or seen.at) if missing else None,
+        "elsewhere_since": _since(memory.elsewhere_since, seen.at) if missing else None,
     }
 
     owner = seen.stored.archive_owner if seen.stored else None
@@ -102,6 +112,11 @@ def remember(before: Memory | None, seen: Observation, *, expected_command: str)
             "settings": _accepted(memory.settings, server.settings, expected_command),
         }
     return memory.model_copy(update=changed)
+
+
+def _since(known: datetime | None, now: datetime) -> datetime:
+    """Return since when something is so; a clock that was set back must not make that the future."""
+    return now if known is None else min(known, now)
 
 
 def arrived(seen: Observation, archived: str | None) -> bool | None:

@@ -22,6 +22,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pitr_pipelines import durable
+from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.records import Moment, to_json
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.watch.lives import Life, Told
@@ -63,7 +64,7 @@ class StateFile:
         self._root = backup_root
         self._local = local
         self._absent = absent
-        self.path = backup_root / "alerts" / "state.json"
+        self.path = Layout(backup_root).alerts
         digest = hashlib.sha256(os.fsencode(backup_root)).hexdigest()[:12]
         local = local or Path(tempfile.gettempdir())
         self.fallback = local / f"pitr-alerts-{os.geteuid()}-{digest}.json"

@@ -137,6 +137,14 @@ def test_a_restart_is_no_incident_and_an_absence_is_one_after_its_grace() -> Non
     assert look(DOWN, after=timedelta(hours=1)) == {"order-db/server-down"}
 
 
+def test_a_server_that_is_down_is_told_although_the_clock_was_set_back() -> None:
+    look = Looks()
+    look(DOWN, after=timedelta(days=365))
+    look.now = NOW
+    told = [look(DOWN, None) for _ in range(4)]
+    assert told == [set()] * 3 + [{"order-db/server-down"}]
+
+
 def test_of_a_server_that_is_down_nothing_is_known_and_the_storage_is_judged_all_the_same() -> None:
     look = Looks()
     old = replace(STORED, newest_at=NOW - timedelta(hours=3))

@@ -121,6 +121,19 @@ def test_what_is_over_before_it_could_be_told_is_not_told() -> None:
     assert story.look(minutes=10) == {}
 
 
+def test_a_clock_that_was_set_back_silences_nothing() -> None:
+    story = Story()
+    story.look(DOWN, minutes=365 * 24 * 60)
+    story.now = NOW
+    assert story.look(DOWN) == {"still": ["order-db/server-down"]}
+    assert story.look(DOWN) == {}
+    story.now = NOW + timedelta(days=365)
+    story.look()
+    story.now = NOW + timedelta(hours=1)
+    story.look()
+    assert story.look(minutes=5) == {"over": ["order-db/server-down"]}
+
+
 def test_a_new_recipient_is_told_of_what_is_open() -> None:
     story = Story()
     story.look(DOWN)
