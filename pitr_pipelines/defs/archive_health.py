@@ -1,7 +1,7 @@
 """The sensor `archive_health`: one round of the watch, shown in Dagster.
 
-Each tick observes every WAL archive, with numbers that plot, looks at Dagster's own failed runs, and
-lets the watch tell whom it concerns. All servers are asked at once and with time-outs, so that dead
+Each tick observes every WAL archive, with numbers that plot, looks at Dagster's own failed runs and checks,
+and lets the watch tell whom it concerns. All servers are asked at once and with time-outs, so that dead
 ones hold up nothing; the storage's half works without them. `pitr watch` does the same without
 Dagster, on the same state; when both are at it, one leaves the tick to the other.
 """
@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 
+from pitr_pipelines.defs.failed_checks import look_at_checks
 from pitr_pipelines.defs.failed_runs import look_at_runs
 from pitr_pipelines.defs.names import WAL_ARCHIVE, asset_key
 from pitr_pipelines.errors import ArtifactBusy
@@ -59,9 +60,12 @@ def _tick(
     # With it comes what only a look needs.
     from pitr_pipelines.watch.round import watch_once
 
-    runs = look_at_runs(context.instance, settings, now)
+    seen_by_dagster = [
+        look_at_runs(context.instance, settings, now),
+        look_at_checks(context.instance, settings),
+    ]
     try:
-        done = watch_once(settings, now=now, more=[runs])
+        done = watch_once(settings, now=now, more=seen_by_dagster)
     except ArtifactBusy as error:
         return dg.SkipReason(f"{error.what}; it tells of what there is.")
     for life in done.opened:

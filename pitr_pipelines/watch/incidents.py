@@ -35,6 +35,8 @@ class Scope(StrEnum):
     STORAGE = "storage"
     RUNS = "runs"
     """Dagster's runs, which nobody but Dagster sees."""
+    CHECKS = "checks"
+    """Its asset checks, likewise."""
 
 
 class Kind(StrEnum):
@@ -61,6 +63,7 @@ class Kind(StrEnum):
     STORAGE_FILLING = "storage-filling"
     OFFSITE_UNDELIVERED = "offsite-undelivered"
     OFFSITE_INCOMPLETE = "offsite-incomplete"
+    CHECK_FAILED = "check-failed"
     RUN_FAILED = "run-failed"
     RESTORE_FAILED = "restore-failed"
 

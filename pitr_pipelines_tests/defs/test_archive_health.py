@@ -15,11 +15,12 @@ import pytest
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.archive_health import ARCHIVE_HEALTH, describe
 from pitr_pipelines.defs.build import build_definitions
+from pitr_pipelines.defs.failed_checks import look_at_checks
 from pitr_pipelines.defs.failed_runs import EndedRun, look_at_runs, unhealed_failure
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.watch.round import watch_once
 from pitr_pipelines.watch.state import StateFile
-from pitr_pipelines_tests.defs.storage import SEGMENT_SIZE, make_settings, put_segment
+from pitr_pipelines_tests.defs.storage import SEGMENT_SIZE, make_settings, put_base, put_segment
 from pitr_pipelines_tests.watch.conftest import VARIABLE
 from pitr_pipelines_tests.watch.webhook import Webhook, running_webhook
 
@@ -189,6 +190,29 @@ def test_a_failed_restore_is_told_once_and_never_again(
     assert [incident.kind for incident in found.incidents] == ["restore-failed"]
     assert found.incidents[0].once
     assert look_at_runs(instance, settings, datetime.now(UTC) + timedelta(days=2)).incidents == ()
+
+
+def test_a_gap_in_the_wal_is_told_by_its_check_and_over_when_the_check_passes(
+    tmp_path: Path, instance: dg.DagsterInstance
+) -> None:
+    settings = make_settings(tmp_path, "order-db")
+    layout, now = Layout(settings.backup_root), datetime.now(UTC)
+    put_base(layout, "order-db", now.date())
+    for number in (1, 2, 4):
+        put_segment(layout, "order-db", number, now - timedelta(minutes=10 - number))
+    repository = build_definitions(settings).get_repository_def()
+
+    def check() -> list[str]:
+        repository.get_job("check_artifacts").execute_in_process(instance=instance, raise_on_error=False)
+        return [
+            f"{incident.key}: {incident.what}" for incident in look_at_checks(instance, settings).incidents
+        ]
+
+    gap = "dagster/check-failed/order_db/wal_bundle/wal_continuous: WAL is missing: 000000010000000000000003"
+    assert look_at_checks(instance, settings).incidents == ()
+    assert any(told.startswith(gap) for told in check())
+    put_segment(layout, "order-db", 3, now - timedelta(minutes=7))
+    assert not [told for told in check() if "wal_continuous" in told]
 
 
 def ended(minute: int, *, failed: bool = False, keys: set[dg.AssetKey] | None = None) -> EndedRun:
