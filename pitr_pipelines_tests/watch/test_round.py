@@ -297,6 +297,7 @@ def test_a_disk_that_fills_up_is_told_once_even_when_no_byte_can_be_written_on_i
 
     done = subprocess.run(
         [*mount_namespace, "sh", "-c", script, "sh", settings.backup_root, sys.executable],
+        cwd=tmp_path,
         env={**os.environ, "PITR_CONFIG": str(config), "PYTHONPATH": str(ROOT), "TMPDIR": str(local)},
         capture_output=True,
         text=True,
