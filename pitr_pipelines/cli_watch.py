@@ -97,7 +97,7 @@ def _lines(done: Round, now: datetime) -> Iterable[str]:
         for life in sorted(lives, key=lambda one: one.incident.key):
             yield from _described(mark, life, now)
     if not done.open:
-        yield "  nothing is wrong"
+        yield "  no incident is open"
     if done.sent_to:
         yield f"  told: {', '.join(done.sent_to)}"
 
@@ -110,7 +110,7 @@ def _seen(seen: Observation) -> str:
     else:
         parts.append(f"answers, timeline {server.timeline}")
         if server.ready_backlog is not None:
-            parts.append(f"{server.ready_backlog} segments wait for the archive")
+            parts.append(f"waiting for the archive: {server.ready_backlog} segments")
         if server.pg_wal_bytes is not None:
             parts.append(f"{show_bytes(server.pg_wal_bytes)} in pg_wal")
     if seen.lag_s is not None:
