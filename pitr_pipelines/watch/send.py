@@ -23,9 +23,23 @@ TIMEOUT_S = 20.0
 _SHORT = 4
 """Parts of an address that are shorter keep no secret and stand in ordinary words."""
 
-_NOWHERE = logging.NullHandler()
-
 _sending: Parallel[None] = Parallel()
+
+
+class _Blotting(logging.Filter):
+    """Takes the addresses out of what is logged while sending, before any handler sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.urls: frozenset[str] = frozenset()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg, record.args = without_secrets(record.getMessage(), self.urls), None
+        record.exc_info = record.exc_text = None  # a traceback may quote an address, too
+        return True
+
+
+_blotting = _Blotting()
 
 
 class NotSent(PitrError):
@@ -58,10 +72,7 @@ def without_secrets(text: str, urls: Iterable[str]) -> str:
 def _send(recipient: Recipient, message: Message, timeout_s: float) -> None:
     import apprise
 
-    # Its log may quote an address, and Dagster keeps whatever is logged.
-    logger = logging.getLogger("apprise")
-    logger.propagate = False
-    logger.addHandler(_NOWHERE)
+    _keep_out_of_logs(recipient.url)
     service = apprise.Apprise(
         asset=apprise.AppriseAsset(app_id="pitr_pipelines", app_desc="PostgreSQL backups")
     )
@@ -83,3 +94,12 @@ def _send(recipient: Recipient, message: Message, timeout_s: float) -> None:
             f"{recipient.name} did not take the message" + (f": {said}" if said else ""),
             remedy="It is sent again at the next look. `pitr watch --test` sends a test message.",
         )
+
+
+def _keep_out_of_logs(url: str) -> None:
+    """Let nothing that is logged while sending tell an address: Dagster keeps whatever is logged."""
+    _blotting.urls |= {url}
+    # urllib3 logs the path of a request when somebody debugs; that is where webhooks carry their tokens.
+    for name in ("apprise", "urllib3.connectionpool"):
+        logging.getLogger(name).addFilter(_blotting)
+    logging.getLogger("apprise").propagate = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,15 @@ def test_one_that_cannot_be_reached_keeps_nothing_from_the_others(
         Recipient("NONSENSE", f"nonsense {TOKEN}"),
     ]
 
-    results = send_all(dict.fromkeys(recipients, MESSAGE))
+    caplog.set_level(logging.DEBUG)
+    logging.getLogger("apprise").addHandler(caplog.handler)
+    try:
+        results = send_all(dict.fromkeys(recipients, MESSAGE))
+    finally:
+        logging.getLogger("apprise").removeHandler(caplog.handler)
 
+    assert "POST /********" in caplog.text
+    assert "Unsupported URL" in caplog.text  # so a log that is kept holds no address either
     assert results["GOOD"] is None
     assert "GONE did not take the message" in str(results["GONE"])
     assert "NONSENSE is not one that apprise knows" in str(results["NONSENSE"])
