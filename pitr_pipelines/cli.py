@@ -24,6 +24,7 @@ from pitr_pipelines.cli_offsite_copy import budget, copy
 from pitr_pipelines.cli_report import report
 from pitr_pipelines.cli_restore import restore
 from pitr_pipelines.cli_retention import retention
+from pitr_pipelines.cli_watch import watch
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report
@@ -66,6 +67,7 @@ offsite.add_command(budget)
 main.add_command(retention)
 main.add_command(report)
 main.add_command(metrics)
+main.add_command(watch)
 
 
 def _settings(ctx: click.Context) -> Settings:

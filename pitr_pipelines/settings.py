@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from pitr_pipelines.alert_settings import AlertSettings, Objectives
 from pitr_pipelines.errors import BadRequest, SettingsError
 from pitr_pipelines.offsite_settings import OffsiteSettings
 
@@ -116,6 +117,9 @@ class DatabaseSettings(_Model):
     )
     drill_checks: tuple[DrillCheck, ...] = Field(
         default=(), description="what a drill asks the restored copy"
+    )
+    objectives: Objectives = Field(
+        default=Objectives(), description="what is promised; default: what the schedules can hold"
     )
 
 
@@ -218,6 +222,9 @@ class Settings(_Model):
     )
     retention: RetentionSettings | None = Field(
         default=None, description="what is kept for how long; without it, nothing is ever deleted"
+    )
+    alerts: AlertSettings = Field(
+        default=AlertSettings(), description="who is told of incidents, and from when on something is one"
     )
     binaries: dict[int, Path] = Field(
         default_factory=dict,
@@ -341,8 +348,12 @@ def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
     if offsite is not None and offsite.store.ca_bundle is not None:
         bundle = str(here / offsite.store.ca_bundle)
         offsite = offsite.model_copy(update={"store": offsite.store.model_copy(update={"ca_bundle": bundle})})
+    alerts = settings.alerts
+    if alerts.to_file is not None:
+        alerts = alerts.model_copy(update={"to_file": here / alerts.to_file})
     return settings.model_copy(
         update={
+            "alerts": alerts,
             "backup_root": here / settings.backup_root,
             "restore_root": here / settings.restore_root,
             "offsite": offsite,

@@ -29,7 +29,8 @@ from pitr_pipelines.wal.lsn import SegmentName
 RECENT = timedelta(hours=24)
 """Bundles of this long are read again; at a reading every six hours, each is read four times."""
 REACH = timedelta(hours=2)
-"""How far behind now a recovery window may end: an hour, its bundling, and some patience."""
+"""How far behind now a recovery window may end, if nothing else is promised: an hour, its bundling, and
+some patience."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,11 +149,14 @@ def check_chain(inventory: Inventory) -> ChainHealth:
     return ChainHealth(first, last, segments, tuple(gaps), tuple(findings))
 
 
-def check_window(inventory: Inventory, *, now: datetime) -> WindowHealth:
-    """Tell how near to `now` the newest recovery window reaches.
+def check_window(
+    inventory: Inventory, *, now: datetime, reach: timedelta = REACH, length: timedelta | None = None
+) -> WindowHealth:
+    """Tell how near to `now` the newest recovery window reaches, and how far back.
 
-    One that ends longer ago is a finding. If it reaches the last seal all the same, nothing is lost of
-    what was archived; only nothing was sealed since.
+    One that ends longer ago than `reach`, or begins later than `length` ago, is a finding. If it ends too
+    early but reaches the last seal all the same, nothing is lost of what was archived; only nothing was
+    sealed since.
     """
     database = inventory.database
     last_seal = max((entry.seal.at for entry in inventory.bundles if entry.seal), default=None)
@@ -165,10 +169,10 @@ def check_window(inventory: Inventory, *, now: datetime) -> WindowHealth:
         return WindowHealth(database, None, None, last_seal, (finding,))
     behind = max(timedelta(0), now - window.end)
     findings: tuple[Finding, ...] = ()
-    if behind > REACH:
+    if behind > reach:
         what = f"{database} can be restored only up to {window.end:%Y-%m-%d %H:%M:%S}+00:00"
         what += f", {show_duration(behind)} ago"
-        if last_seal is not None and window.end + REACH < last_seal:
+        if last_seal is not None and window.end + reach < last_seal:
             remedy = (
                 f"WAL is missing behind that moment: `pitr verify {database}` says which, and what to do."
             )
@@ -177,6 +181,12 @@ def check_window(inventory: Inventory, *, now: datetime) -> WindowHealth:
             remedy = f"`pitr check {database}` says whether the server runs and archives its WAL; "
             remedy += f"`pitr bundle {database} --now` seals it at once. Is `bundle_schedule` on?"
             findings = (Finding(f"{what}; nothing was archived since", remedy, lost=False),)
+    if length is not None and now - window.start < length:
+        what = f"{database} can be restored only back to {window.start:%Y-%m-%d %H:%M:%S}+00:00"
+        what += f", {show_duration(max(timedelta(0), now - window.start))} ago; {show_duration(length)} are "
+        remedy = "A new database grows into it. Otherwise a gap in the WAL ended the window before: "
+        remedy += f"`pitr status {database}` shows it; is retention shorter than what is promised?"
+        findings = (*findings, Finding(f"{what}promised", remedy, lost=False))
     return WindowHealth(database, window, behind, last_seal, findings)
 
 

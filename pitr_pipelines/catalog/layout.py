@@ -104,6 +104,11 @@ class Layout:
         return self.root / "manifests" / ".lock"
 
     @property
+    def alerts(self) -> Path:
+        """The state of the watch: open incidents, and who was told of them."""
+        return self.root / "alerts" / "state.json"
+
+    @property
     def archive_script(self) -> Path:
         """The copy of wal-archive.sh that servers on this machine run."""
         return self.root / "bin" / "wal-archive.sh"

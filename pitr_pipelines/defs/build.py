@@ -4,11 +4,12 @@ import warnings
 
 import dagster as dg
 
-from pitr_pipelines.defs.archive_sensor import build_archive_sensor
+from pitr_pipelines.defs.archive_health import build_archive_sensor
 from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
+from pitr_pipelines.defs.freshness import with_freshness
 from pitr_pipelines.defs.gap_bases import build_gap_sensor
 from pitr_pipelines.defs.jobs import build_jobs
 from pitr_pipelines.defs.missed_bases import build_missed_base_sensor
@@ -57,7 +58,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     drill_jobs = build_drill_jobs(settings)
     purge_job = build_purge_job(settings)
     return dg.Definitions(
-        assets=[*assets, *offsite.assets],
+        assets=with_freshness(settings, [*assets, *offsite.assets]),
         asset_checks=[*checks, *drill_checks],
         jobs=[
             *jobs.all(),

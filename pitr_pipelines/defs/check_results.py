@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 import dagster as dg
 
 from pitr_pipelines.catalog.health import (
-    REACH,
     BaseHealth,
     BundlesHealth,
     ChainHealth,
@@ -25,6 +24,7 @@ from pitr_pipelines.defs.metadata import Metadata
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.units import show_bytes, show_duration
+from pitr_pipelines.watch.promises import promises_of
 
 SHOWN = 20
 """How many findings a description lists; all are in the metadata."""
@@ -163,13 +163,14 @@ def of_windows(settings: Settings, now: datetime) -> Answer:
         except OSError as error:
             findings.append(_unreadable(name, error))
             continue
-        found.append(check_window(inventory, now=now))
+        promised = promises_of(settings, name)
+        found.append(check_window(inventory, now=now, reach=promised.recovery_point, length=promised.window))
         findings += found[-1].findings
     behind = [one.behind for one in found if one.behind is not None]
     metadata: Metadata = {
         "databases": dg.MetadataValue.int(len(settings.databases)),
         "covered": dg.MetadataValue.int(sum(not one.findings for one in found)),
-        "allowed_h": _hours(REACH),
+        "allowed_h": _hours(max(promises_of(settings, name).recovery_point for name in settings.databases)),
         "windows": _table(_window_row(one) for one in found) if found else dg.MetadataValue.text("none"),
     }
     good = f"Every one of {_databases(len(settings.databases))} can be restored "

@@ -120,7 +120,7 @@ def _of_manifest(settings: Settings) -> dg.AssetChecksDefinition:
         dg.AssetCheckSpec(
             WINDOW_COVERS,
             asset=RESTORE_POINTS,
-            description="Every database has a recovery window that ends less than 2 hours ago.",
+            description="Every database can be restored as near to now, and as far back, as is promised.",
         ),
     ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
+from pitr_pipelines.alert_settings import Objectives
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import refresh_manifest
 from pitr_pipelines.catalog.records import FileDigest, write_record
@@ -261,6 +262,27 @@ def test_a_window_that_ends_early_is_named_with_its_end(
     assert f"pitr check {ORDER}" in str(told.description)
     assert INVENTORY not in str(told.description)
     assert _value(told, "covered") == 1
+
+
+def test_a_window_is_held_against_what_is_promised_for_its_own_database(
+    backups: Backups, instance: dg.DagsterInstance
+) -> None:
+    def told(**objectives: float) -> dg.AssetCheckEvaluation:
+        promised = Objectives.model_validate(objectives)
+        entry = backups.settings.database(ORDER).model_copy(update={"objectives": promised})
+        databases = {**backups.settings.databases, ORDER: entry}
+        return _run(backups.settings.model_copy(update={"databases": databases}), instance)[COVERS]
+
+    assert told(recovery_point_s=86400).passed
+    short = told(window_days=3650)
+    assert not short.passed
+    assert short.severity is dg.AssetCheckSeverity.WARN
+    assert f"{ORDER} can be restored only back to" in str(short.description)
+    assert INVENTORY not in str(short.description)
+    for path in backups.layout.wal(ORDER).iterdir():
+        path.unlink()
+    assert not told().passed
+    assert told(recovery_point_s=10**6).passed
 
 
 def test_a_database_without_a_base_fails_and_says_what_to_run(
