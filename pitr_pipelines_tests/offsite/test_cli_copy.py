@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pitr_pipelines.cli import main
-from pitr_pipelines.cli_offsite_copy import budget, copy
+from pitr_pipelines.cli.offsite_copy import budget, copy
 from pitr_pipelines.offsite.copy import make_copy
 from pitr_pipelines_tests.offsite.copy_scene import MakeSettings, clock_at, layout_of
 from pitr_pipelines_tests.offsite.s3_server import CountingProxy

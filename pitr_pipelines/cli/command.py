@@ -18,13 +18,13 @@ from typing import Any
 import click
 
 from pitr_pipelines import __version__
-from pitr_pipelines.cli_metrics import metrics
-from pitr_pipelines.cli_offsite import offsite
-from pitr_pipelines.cli_offsite_copy import budget, copy
-from pitr_pipelines.cli_report import report
-from pitr_pipelines.cli_restore import restore
-from pitr_pipelines.cli_retention import retention
-from pitr_pipelines.cli_watch import watch
+from pitr_pipelines.cli.metrics import metrics
+from pitr_pipelines.cli.offsite import offsite
+from pitr_pipelines.cli.offsite_copy import budget, copy
+from pitr_pipelines.cli.report import report
+from pitr_pipelines.cli.restore import restore
+from pitr_pipelines.cli.retention import retention
+from pitr_pipelines.cli.watch import watch
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report

@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from pitr_pipelines.catalog.holds import reading
-from pitr_pipelines.cli_restore_options import place_options, target_options
+from pitr_pipelines.cli.restore_options import place_options, target_options
 from pitr_pipelines.errors import BadRequest, PitrError
 from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.settings import Settings, load_settings
@@ -95,7 +95,7 @@ def restore(
                 "--amcheck",
                 remedy="The restored server takes the old one's place and port, and is left stopped.",
             )
-        from pitr_pipelines.cli_in_place import restore_in_place, undo_in_place
+        from pitr_pipelines.cli.in_place import restore_in_place, undo_in_place
 
         if undoing:
             if any(asked.values()) or timeline is not None or plan_only:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pitr_pipelines.cli_restore_options import place_options, target_options
+from pitr_pipelines.cli.restore_options import place_options, target_options
 from pitr_pipelines.errors import BadRequest, PitrError, storage_failed
 from pitr_pipelines.settings import Settings, load_settings
 from pitr_pipelines.terminal import JSON_OPTION, error_json, print_error, print_json, progress_report, table
