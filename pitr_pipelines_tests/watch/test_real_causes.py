@@ -194,7 +194,10 @@ def test_a_foreign_file_in_the_way_is_named(
     assert f"{foreign} is there already, with other content" in message["message"]
 
     foreign.unlink()
-    wait_for(lambda: foreign.exists(), timeout_s=90, what="the archiver's next attempt")
+    # The file is there before the archiver's own word for it.
+    content = "SELECT last_archived_time > last_failed_time FROM pg_stat_archiver"
+    wait_for(lambda: server.execute(content)[0][0], timeout_s=90, what="the archiver's next attempt")
+    assert foreign.exists()
     watch.looks(4)
     assert webhook.titles() == ["over: order-db/archive-failing"]
 
