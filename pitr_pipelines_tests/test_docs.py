@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -19,6 +20,8 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _INLINE = re.compile(r"`([^`]+)`", re.S)
+FOREIGN_OPTIONS = {"--db-include"}
+"""Of other programs."""
 _MENTION = re.compile(r"\bdocs/[\w/-]+\.(?:md|yaml|json)\b")
 
 
@@ -52,6 +55,26 @@ def commands(text: str) -> Iterator[str]:
         for part in " ".join(inline.split()).split(" && "):
             if part.startswith("pitr "):
                 yield part
+
+
+def texts(path: Path) -> Iterator[str]:
+    """Yield the strings of a module, with X for what is put into them."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(
+                part.value if isinstance(part, ast.Constant) and isinstance(part.value, str) else "X"
+                for part in node.values
+            )
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def options_of(command: click.Command) -> Iterator[str]:
+    """Yield every option of a command and of those below it."""
+    for option in command.params:
+        yield from (*option.opts, *option.secondary_opts)
+    for below in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from options_of(below)
 
 
 def mistake(typed: str) -> str | None:
@@ -104,6 +127,32 @@ def test_every_page_that_the_program_names_exists() -> None:
 def test_every_command_in_it_can_be_typed(page: Path) -> None:
     wrong = {typed: mistake(typed) for typed in commands(page.read_text())}
     assert {typed: why for typed, why in wrong.items() if why} == {}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_option_in_a_row_about_a_command_is_that_commands(page: Path) -> None:
+    wrong = []
+    for row in re.findall(r"^\| `(pitr [^`]+)` \|(.*)\|$", page.read_text(), re.M):
+        options = re.findall(r"`(--[\w-]+)", row[1])
+        wrong += [why for option in options if (why := mistake(f"{row[0].split('[')[0]} {option}"))]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_option_in_it_is_of_some_command(page: Path) -> None:
+    named = set(re.findall(r"`(--[\w-]+)[^`.]*`", without_code(page.read_text())))
+    assert named - set(options_of(main)) - FOREIGN_OPTIONS == set()
+
+
+def test_every_command_that_the_program_names_can_be_typed() -> None:
+    wrong = {
+        typed: why
+        for path in sorted((ROOT / "pitr_pipelines").rglob("*.py"))
+        for text in texts(path)
+        for typed in commands(text)
+        if (why := mistake(typed))
+    }
+    assert wrong == {}
 
 
 def test_the_list_of_pages_names_each() -> None:
