@@ -365,7 +365,8 @@ def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
         raise SettingsError(
             f"{source} has {'a value that does' if len(problems) == 1 else 'values that do'} not fit:\n  "
             + "\n  ".join(problem.replace("Value error, ", "") for problem in problems),
-            remedy="Correct the keys named above; docs/settings.md and the example pitr.yaml say what each takes.",
+            remedy="Correct the keys named above; docs/settings.md and the example pitr.yaml say what each "
+            "takes.",
         ) from None
     here = source.resolve().parent
     offsite = settings.offsite
