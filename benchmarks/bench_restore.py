@@ -5,7 +5,7 @@ are bundled. Then the same moment, the latest, is restored both ways, one after 
 
 - `pitr restore`: planning, reading every artifact against its record, unpacking, replay while the feeder
   unpacks ahead, page checks, syncing, and the restored server's start;
-- by hand, as the README tells it: unpack base and bundles with tar, replay with cp, and promote, with
+- by hand, as docs/by-hand.md tells it: unpack base and bundles with tar, replay with cp, and promote, with
   PostgreSQL's own defaults.
 
 Both end when the restored server takes writes. The promise is that ours is not the slower; with --check

@@ -39,16 +39,14 @@ class Objectives(_Model):
     recovery_point_s: int | None = Field(
         default=None,
         ge=60,
-        description="how old, in seconds, the newest moment that can be restored may be; default: "
-        "the longest "
-        "time between two bundles, and an hour",
+        description="how old, in seconds, the newest moment that can be restored may be; "
+        "default: the longest time between two bundles, and an hour",
     )
     base_age_h: float | None = Field(
         default=None,
         gt=0,
         description="how old, in hours, the newest base backup may be; default: the longest time "
-        "between two, "
-        "and six hours",
+        "between two, and six hours",
     )
     window_days: float | None = Field(
         default=None,
@@ -68,35 +66,45 @@ class AlertSettings(_Model):
         default=None,
         description="a file with one apprise URL on a line, readable by its owner (and group) only",
     )
-    reminder_hours: float = Field(default=24, gt=0, description="how often an open incident is told again")
+    reminder_hours: float = Field(
+        default=24, gt=0, description="after how many hours an open incident is told again"
+    )
     quiet_s: int = Field(
         default=300,
         ge=0,
         description="for how long an incident must be gone before its end is told; one that comes "
-        "back sooner "
-        "is the same one",
+        "back sooner is the same one; in seconds",
     )
-    gap_s: int = Field(default=300, ge=0, description="the least time between two messages to one recipient")
+    gap_s: int = Field(
+        default=300, ge=0, description="the least time between two messages to one recipient, in seconds"
+    )
     interval_s: int = Field(
-        default=120, ge=30, le=3600, description="how often Dagster and `pitr watch` look"
+        default=120, ge=30, le=3600, description="how often Dagster and `pitr watch` look, in seconds"
     )
     server_grace_s: int = Field(
-        default=180, ge=0, description="for how long a server may not answer before that is an incident"
+        default=180,
+        ge=0,
+        description="for how many seconds a server may not answer before that is an incident",
     )
     archive_slack_s: int = Field(
-        default=300, ge=0, description="how long finished WAL may wait for the archive beyond archive_timeout"
+        default=300,
+        ge=0,
+        description="how many seconds finished WAL may wait for the archive beyond archive_timeout",
     )
     ready_backlog: int = Field(
         default=64, ge=1, description="how many finished segments may wait for the archive"
     )
     min_free_percent: float = Field(
-        default=10, ge=0, lt=100, description="free space in backup_root, and in pg_wal where that is visible"
+        default=10,
+        ge=0,
+        lt=100,
+        description="free space in `backup_root`, and in pg_wal where that is visible; less is an incident",
     )
     min_free_bytes: int = Field(default=0, ge=0, description="likewise, in bytes; the larger of both counts")
     full_within_hours: float = Field(
         default=48,
         ge=0,
-        description="say so when backup_root will be full within that, at the last day's rate",
+        description="tell when `backup_root` will be full within so many hours, at the last day's rate",
     )
 
     @property

@@ -59,6 +59,8 @@ def _time_of_day(text: str) -> str:
 
 
 Url = Annotated[str, AfterValidator(_url_without_secret)]
+TimeOfDay = Annotated[str, AfterValidator(_time_of_day)]
+Zone = Annotated[str, AfterValidator(_zone)]
 
 
 class _Model(BaseModel):
@@ -68,38 +70,66 @@ class _Model(BaseModel):
 class ObjectLock(_Model):
     """For how long nobody may delete or replace an object; the bucket must be made with Object Lock."""
 
-    mode: Literal["GOVERNANCE", "COMPLIANCE"]
+    mode: Literal["GOVERNANCE", "COMPLIANCE"] = Field(
+        description="COMPLIANCE: nobody at all can delete it before; GOVERNANCE: who has a right of its own "
+        "for that"
+    )
     days: int = Field(ge=1, le=36500, description="how many days from the upload")
 
 
 class Place(_Model):
     """One bucket, or a part of one, at S3 or a store that speaks its language."""
 
-    bucket: Annotated[str, AfterValidator(_general_purpose_bucket)] = Field(min_length=3, max_length=63)
-    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
-        default="", max_length=512, description="what every name begins with; a slash is put at its end"
+    bucket: Annotated[str, AfterValidator(_general_purpose_bucket)] = Field(
+        min_length=3, max_length=63, description="the bucket's name; it must exist, none is ever made"
     )
-    region: str | None = Field(default=None, description="default: what boto3 finds")
-    endpoint_url: Url | None = Field(default=None, description="default: Amazon's for the region")
-    addressing_style: Literal["auto", "path", "virtual"] = "auto"
+    prefix: Annotated[str, AfterValidator(_prefix)] = Field(
+        default="",
+        max_length=512,
+        description="what every name begins with, one for each machine that uses the bucket; a slash is "
+        "put at its end",
+    )
+    region: str | None = Field(default=None, description="the bucket's region; default: what boto3 finds")
+    endpoint_url: Url | None = Field(
+        default=None, description="the store's address; default: Amazon's for the region"
+    )
+    addressing_style: Literal["auto", "path", "virtual"] = Field(
+        default="auto", description="where the bucket stands in an address: in the path or in the host's name"
+    )
     ca_bundle: str | None = Field(
         default=None, description="PEM file of those who may vouch for the endpoint; default: boto3's"
     )
     proxies: dict[Literal["http", "https"], Url] | None = Field(
-        default=None, description="by scheme of the endpoint; default: HTTP_PROXY and HTTPS_PROXY"
+        default=None,
+        description="a proxy for `http` or `https`, by the endpoint's scheme; default: HTTP_PROXY "
+        "and HTTPS_PROXY",
     )
-    storage_class: str | None = Field(default=None, description="such as STANDARD_IA; default: the bucket's")
-    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
-    sse_kms_key_id: str | None = None
-    tags: dict[str, str] = Field(default_factory=dict, max_length=10)
-    object_lock: ObjectLock | None = None
+    storage_class: str | None = Field(default=None, description="such as STANDARD_IA; default: the store's")
+    sse: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        default=None, description="encryption by the store, besides our own; default: what the bucket does"
+    )
+    sse_kms_key_id: str | None = Field(
+        default=None, description="the store's key, with `sse: aws:kms`; default: the account's"
+    )
+    tags: dict[str, str] = Field(
+        default_factory=dict, max_length=10, description="tags that each object gets"
+    )
+    object_lock: ObjectLock | None = Field(
+        default=None,
+        description="for how long nobody may delete or replace an object; the bucket must allow it",
+    )
     expected_bucket_owner: str | None = Field(
         default=None, pattern=r"^\d{12}$", description="refuse a bucket of any other AWS account"
     )
     profile: str | None = Field(default=None, description="a profile in ~/.aws; default: boto3's")
-    connect_timeout_s: float = Field(default=20, gt=0, le=600)
+    connect_timeout_s: float = Field(
+        default=20, gt=0, le=600, description="how long to try to connect, in seconds"
+    )
     answer_timeout_s: float = Field(
-        default=300, gt=0, le=3600, description="how long the store may be silent, the answer included"
+        default=300,
+        gt=0,
+        le=3600,
+        description="how long the store may be silent, the answer included, in seconds",
     )
 
     @model_validator(mode="after")
@@ -120,7 +150,7 @@ class ApiCalls(_Model):
         default="request",
         description="request: one HTTP request, at most 5 GiB; upload: one upload, in parts if it is larger",
     )
-    day_in: Annotated[str, AfterValidator(_zone)] = Field(
+    day_in: Zone = Field(
         default="UTC", description="the zone in which the provider counts days, and of the partitions"
     )
 
@@ -132,9 +162,11 @@ class ApiCalls(_Model):
 class OffsiteSettings(_Model):
     """The off-site copy: one object a day, for all databases together."""
 
-    store: Place
-    api_calls: ApiCalls = ApiCalls()
-    deadline: Annotated[str, AfterValidator(_time_of_day)] = Field(
+    store: Place = Field(description="the bucket that it goes to")
+    api_calls: ApiCalls = Field(
+        default=ApiCalls(), description="what counts as a call, and when a day begins"
+    )
+    deadline: TimeOfDay = Field(
         default="12:00",
         description="when the day's call is made with the base backups that are there, if some are late; in "
         "`day_in`",
@@ -142,7 +174,9 @@ class OffsiteSettings(_Model):
     recipients: tuple[str, ...] = Field(
         default=(), description="public keys that each can open it: age1… or ssh-ed25519 …, ssh-rsa …"
     )
-    unencrypted: bool = Field(default=False, description="say true to send it without encryption")
+    unencrypted: bool = Field(
+        default=False, description="true, and no `recipients`, to send it without encryption"
+    )
 
     @property
     def deadline_at(self) -> time:

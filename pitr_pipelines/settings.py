@@ -104,13 +104,13 @@ class DatabaseSettings(_Model):
     )
     archive_directory: str | None = Field(
         default=None,
-        description="the WAL archive's directory as the server sees it, where that is not "
-        "<backup_root>/wal/<database>",
+        description="the WAL archive's directory as the server sees it; default: "
+        "`<backup_root>/wal/<database>`",
     )
     archive_script: str | None = Field(
         default=None,
         description="wal-archive.sh as the server sees it; default: a copy that init-db puts at "
-        "<backup_root>/bin/wal-archive.sh",
+        "`<backup_root>/bin/wal-archive.sh`",
     )
     archive_timeout_s: int = Field(
         default=60, ge=0, le=86400, description="archive_timeout that init-db sets, in seconds"
@@ -119,17 +119,22 @@ class DatabaseSettings(_Model):
         default=(), description="what a drill asks the restored copy"
     )
     objectives: Objectives = Field(
-        default=Objectives(), description="what is promised; default: what the schedules can hold"
+        default=Objectives(), description="what is promised; what is left out follows from the schedules"
     )
 
 
 class Schedules(_Model):
     """When the schedules fire: cron expressions in `timezone`."""
 
-    base_backup: Cron = "0 3 * * *"
-    bundle: Cron = "1 * * * *"
-    checks: Cron = "30 */6 * * *"
-    retention: Cron = "0 6 * * *"
+    base_backup: Cron = Field(default="0 3 * * *", description="every database's base backup of the day")
+    bundle: Cron = Field(
+        default="1 * * * *",
+        description="the bundles of the hour that just ended; keep it soon after the hour",
+    )
+    checks: Cron = Field(default="30 */6 * * *", description="Dagster's checks of every database's artifacts")
+    retention: Cron = Field(
+        default="0 6 * * *", description="what is no longer kept is removed; only with `retention`"
+    )
 
 
 class BaseBackupSettings(_Model):
@@ -149,7 +154,9 @@ class BundleSettings(_Model):
 
     workers: int | None = Field(default=None, ge=1, le=64, description="threads; default: every core")
     archive_wait_s: float = Field(
-        default=60.0, gt=0, description="how long to wait for a sealed segment to arrive in the archive"
+        default=60.0,
+        gt=0,
+        description="how long to wait for a sealed segment to arrive in the archive, in seconds",
     )
     keep_raw_hours: int = Field(
         default=2,
@@ -161,13 +168,15 @@ class BundleSettings(_Model):
 class DrillSettings(_Model):
     """How restores are tried out, and how often."""
 
-    schedule: Cron = "0 5 * * 0"
+    schedule: Cron = Field(default="0 5 * * 0", description="when the drills run, in `timezone`")
     max_age_days: float = Field(
-        default=8, gt=0, description="a last good drill older than this fails the asset check"
+        default=8,
+        gt=0,
+        description="a last good drill older than this, in days, is an incident and fails the asset check",
     )
     amcheck: bool = Field(default=True, description="run pg_amcheck over every database of the copy")
     check_timeout_s: float = Field(
-        default=600.0, gt=0, le=86400, description="how long one of the drill_checks may take"
+        default=600.0, gt=0, le=86400, description="how long one of the `drill_checks` may take, in seconds"
     )
 
 
@@ -188,7 +197,7 @@ class KeepSettings(_Model):
 class RetentionSettings(_Model):
     """What may be deleted. Without these settings, nothing ever is."""
 
-    keep: KeepSettings
+    keep: KeepSettings = Field(description="of which moments, days, weeks and months")
     require_offsite: StrictBool = Field(
         description="true: a file is only deleted here when it is confirmed off-site; false: at once"
     )
@@ -205,18 +214,32 @@ class DagsterSettings(_Model):
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
-    backup_root: Path = Field(description="the storage of DESIGN's layout: base/ wal/ bundles/ manifests/")
-    restore_root: Path = Field(description="where restores create their new directories")
+    backup_root: Path = Field(
+        description="where backups are kept: `base/` `wal/` `bundles/` `manifests/` and more"
+    )
+    restore_root: Path = Field(
+        description="where restores create their new directories; never inside `backup_root`"
+    )
     timezone: TimeZone = Field(
         default="UTC", description="zone of times given without an offset, and of the schedules"
     )
     first_day: date = Field(default=date(2026, 1, 1), description="first day of the Dagster partitions (UTC)")
-    databases: dict[str, DatabaseSettings] = Field(min_length=1)
-    schedules: Schedules = Schedules()
-    base_backup: BaseBackupSettings = BaseBackupSettings()
-    bundle: BundleSettings = BundleSettings()
-    drills: DrillSettings = DrillSettings()
-    dagster: DagsterSettings = DagsterSettings()
+    databases: dict[str, DatabaseSettings] = Field(
+        min_length=1,
+        description="one entry for each PostgreSQL cluster; its name has lower-case letters, digits, - and "
+        "_, at most 40, and becomes a directory and, with _ for -, an asset key",
+    )
+    schedules: Schedules = Field(default=Schedules(), description="when the schedules fire")
+    base_backup: BaseBackupSettings = Field(
+        default=BaseBackupSettings(), description="how base backups are taken"
+    )
+    bundle: BundleSettings = Field(default=BundleSettings(), description="how hours of WAL are bundled")
+    drills: DrillSettings = Field(
+        default=DrillSettings(), description="how restores are tried out, and how often"
+    )
+    dagster: DagsterSettings = Field(
+        default=DagsterSettings(), description="how much of its own history Dagster keeps"
+    )
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"
     )
@@ -228,7 +251,8 @@ class Settings(_Model):
     )
     binaries: dict[int, Path] = Field(
         default_factory=dict,
-        description="PostgreSQL's bin directory for a major version: {17: /opt/pg17/bin}",
+        description="PostgreSQL's bin directory for a major version: `{17: /opt/pg17/bin}`; default: where "
+        "it is found",
     )
     run_as: str | None = Field(
         default=None,
@@ -341,7 +365,8 @@ def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
         raise SettingsError(
             f"{source} has {'a value that does' if len(problems) == 1 else 'values that do'} not fit:\n  "
             + "\n  ".join(problem.replace("Value error, ", "") for problem in problems),
-            remedy="Correct the keys named above; docs and the example pitr.yaml list what each takes.",
+            remedy="Correct the keys named above; docs/settings.md and the example pitr.yaml say what each "
+            "takes.",
         ) from None
     here = source.resolve().parent
     offsite = settings.offsite

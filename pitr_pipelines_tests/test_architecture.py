@@ -35,6 +35,7 @@ LEAVES = {
     "settings.py",
     "offsite_settings.py",
     "alert_settings.py",
+    "settings_reference.py",
     "cron_gap.py",
 }
 """What everybody may use, and which therefore uses none of the rooms."""

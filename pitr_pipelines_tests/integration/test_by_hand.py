@@ -1,4 +1,4 @@
-"""The backup can be restored with tar, cp and postgres alone, as README.md says."""
+"""The backup can be restored with tar, cp and postgres alone, as docs/by-hand.md says."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from pitr_pipelines_tests.servers import MAJORS, ServerFactory, SettingsMaker
 
 pytestmark = pytest.mark.slow
 
-README = Path(pitr_pipelines.__file__).parent.parent / "README.md"
+PAGE = Path(pitr_pipelines.__file__).parent.parent / "docs/by-hand.md"
 
 
-def readme_commands() -> str:
-    """Return the shell block of README's by-hand restore."""
-    found = re.search(r"<!-- by-hand -->\s*```sh\n(.*?)```", README.read_text(), re.S)
-    assert found is not None, "README.md has no by-hand restore"
+def commands_of_the_page() -> str:
+    """Return the shell block of the by-hand restore."""
+    found = re.search(r"<!-- by-hand -->\s*```sh\n(.*?)```", PAGE.read_text(), re.S)
+    assert found is not None, "docs/by-hand.md has no by-hand restore"
     return found[1]
 
 
 @pytest.mark.parametrize("major", MAJORS[:1] + MAJORS[-1:])
-def test_the_commands_in_the_readme_restore_a_moment(
+def test_the_commands_of_the_page_restore_a_moment(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, reachable_tmp: Path, major: int
 ) -> None:
     server = server_factory(major=major)
@@ -55,7 +55,7 @@ def test_the_commands_in_the_readme_restore_a_moment(
         path.unlink()
 
     port = free_port()
-    # Everything but these lines is the README's, to the letter.
+    # Everything but these lines is the page's, to the letter.
     variables = {
         "BACKUP": str(settings.backup_root),
         "DB": "order-db",
@@ -66,7 +66,7 @@ def test_the_commands_in_the_readme_restore_a_moment(
     }
     script = "\n".join(
         line
-        for line in readme_commands().splitlines()
+        for line in commands_of_the_page().splitlines()
         if not re.match(r"(BACKUP|DB|DAY|NEW|TARGET|PORT)=", line)
     )
     bin_directory = server.cluster.binaries.reachable_by(server.cluster.account).directory
