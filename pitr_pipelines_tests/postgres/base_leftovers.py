@@ -10,7 +10,10 @@ from pitr_pipelines.settings import Settings
 
 def hidden(settings: Settings, name: str) -> list[str]:
     """What is being written, or was left, beside the bases of a database."""
-    return [path.name for path in Layout(settings.backup_root).bases(name).glob(".*") if path.name != ".lock"]
+    locks = (".lock", ".reading")
+    return [
+        path.name for path in Layout(settings.backup_root).bases(name).glob(".*") if path.name not in locks
+    ]
 
 
 def published(settings: Settings, name: str) -> list[Path]:
