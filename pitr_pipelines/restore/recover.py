@@ -168,7 +168,9 @@ class Life:
             if postmaster is not None:
                 self._seen = True
                 return postmaster
-            if self._seen or self.log.problems or time.monotonic() - self._begun > _START_S:
+            # A server with nothing to replay may have come and gone before it was seen.
+            over = self._seen or self.log.ended or self.log.problems
+            if over or time.monotonic() - self._begun > _START_S:
                 time.sleep(_POLL_S)  # it may have been read while it was being written
                 postmaster = self.cluster.postmaster()
                 self.log.update()

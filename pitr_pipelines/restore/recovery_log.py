@@ -24,6 +24,7 @@ _RESTORED = re.compile(r'restored log file "([0-9A-F.a-z]+)" from archive')
 _STOPPING = re.compile(r"recovery stopping (before|after) (.+)")
 _AT_TRANSACTION = re.compile(r"(?:commit|abort).* of transaction (\d+), time (.+)")
 _AT_LSN = re.compile(rf'WAL location \(LSN\) "{_LSN}"')
+_SHUT_DOWN = "database system is shut down"
 _CONSISTENT = "consistent recovery state reached"
 _LAST_BY_THEN = re.compile(r"\[\d+\] DETAIL:  Last completed transaction was at log time (.+?)\.?$")
 """What a restartpoint says: the time of the last transaction that is in it."""
@@ -118,6 +119,8 @@ class RecoveryLog:
     invalid: tuple[Lsn, str] | None = None
     """The first record that could not be read after the last file was given, and why."""
     consistent: bool = False
+    ended: bool = False
+    """Whether the server said that it has shut down."""
     made_up: list[str] = field(default_factory=list)
     """Directories that were missing, although the cluster was consistent, and were made, empty."""
     problems: list[str] = field(default_factory=list)
@@ -182,6 +185,8 @@ class RecoveryLog:
             self.last_transaction_at = _moment(found[1])
         elif text.startswith(_CONSISTENT):
             self.consistent = True
+        elif text == _SHUT_DOWN:
+            self.ended = True
         elif found := _REDO_DONE.match(text):
             self.redo_done_at = Lsn.parse(found[1])
         elif found := _TIMELINE.match(text):
