@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,12 @@ from pitr_pipelines_tests.servers import (
 )
 
 __all__ = ["mount_namespace"]
+
+
+def pytest_configure() -> None:
+    """Hear SIGINT again where a script started us in the background: tests send it to our children."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

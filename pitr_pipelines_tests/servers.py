@@ -117,6 +117,25 @@ class TestServer:
             cursor = connection.execute(statement.encode(), values or None)
             return cursor.fetchall() if cursor.description else []
 
+    def archive_wal(self) -> str:
+        """Commit something, end the running segment, and return its name once it is archived."""
+        self.execute("SELECT pg_logical_emit_message(true, 'test', 'recovery to a time stops only here')")
+        return self.switch_wal()
+
+    def switch_wal(self) -> str:
+        """End the running segment as it is, and return its name once it is archived.
+
+        It must hold something: the server ends no empty one. The file is in the archive a moment before
+        the archiver knows; only when that has had its answer does nothing wait any more.
+        """
+        ((name,),) = self.execute("SELECT pg_walfile_name(pg_switch_wal())")
+        waiting = "SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name = %s"
+        wait_for(
+            lambda: (self.archive / name).exists() and self.execute(waiting, f"{name}.ready") == [(0,)],
+            what=f"{name} in the archive",
+        )
+        return str(name)
+
     def configure(self, settings: Mapping[str, str]) -> None:
         """Append settings to postgresql.conf; they hold from the next start or reload."""
         with (self.cluster.data_directory / "postgresql.conf").open("a") as file:
@@ -314,7 +333,7 @@ def remove_directory(path: Path) -> None:
 
 
 def wait_for(
-    condition: Callable[[], object], *, timeout_s: float = 20.0, what: str = "the condition"
+    condition: Callable[[], object], *, timeout_s: float = 60.0, what: str = "the condition"
 ) -> None:
     """Poll until `condition()` is true; fail after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s

@@ -47,11 +47,7 @@ class Branching:
 
     def switch(self, server: TestServer | None = None) -> str:
         """End the running segment; return its name once it is in the archive."""
-        server = server or self.server
-        server.execute("SELECT pg_logical_emit_message(true, 'x', 'recovery to a time stops only here')")
-        ((name,),) = server.execute("SELECT pg_walfile_name(pg_switch_wal())")
-        wait_for((server.archive / name).exists, what=f"{name} in the archive")
-        return str(name)
+        return (server or self.server).archive_wal()
 
     def promote(self, server: TestServer | None = None, *, crashed: bool = False) -> None:
         """Let a server begin a new timeline at the end of its WAL."""

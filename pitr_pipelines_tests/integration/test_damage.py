@@ -22,7 +22,7 @@ from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.bundles import BundleOutcome, make_bundle
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines_tests.integration.restoring import now, restored, restored_ids
-from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer, wait_for
+from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer
 
 pytestmark = pytest.mark.slow
 
@@ -50,30 +50,22 @@ def backed(server_factory: ServerFactory, pitr_settings: SettingsMaker) -> Backe
     early = now()
     for row in (2, 3):
         server.execute(f"INSERT INTO rows VALUES ({row})")
-        switch(server)
+        server.switch_wal()
     hour = Hour.containing(now())
     make_bundle(settings, "order-db", hour)
     assert close_hour(server, settings, hour).pruned > 0
     server.execute("INSERT INTO rows VALUES (4)")
-    switch(server)
+    server.switch_wal()
     late = now()
     make_bundle(settings, "order-db", Hour.containing(late))
     refresh_manifest(settings)
     return Backed(server, settings, layout, hour, early, late)
 
 
-def switch(server: TestServer) -> Path:
-    """End the running segment, and wait until it is in the archive; it must hold something."""
-    ((name,),) = server.execute("SELECT pg_walfile_name(pg_switch_wal())")
-    file = server.archive / str(name)
-    wait_for(file.exists, what=f"{name} to be archived")
-    return file
-
-
 def close_hour(server: TestServer, settings: Settings, hour: Hour) -> BundleOutcome:
     """Close an hour as it will be when it is over: the archive then holds a segment of the next one."""
     server.execute("CREATE TABLE filler ()")
-    newest = switch(server)
+    newest = server.archive / server.switch_wal()
     later = hour.end.timestamp() + 60
     os.utime(newest, (later, later))
     outcome = make_bundle(settings, "order-db", hour, now=hour.end + timedelta(minutes=10), seal=False)

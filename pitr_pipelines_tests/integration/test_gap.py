@@ -15,7 +15,7 @@ from pitr_pipelines.defs.build import build_definitions
 from pitr_pipelines.defs.gap_bases import ask_after_gaps
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.settings import Settings
-from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer, wait_for
+from pitr_pipelines_tests.servers import ServerFactory, SettingsMaker, TestServer
 
 pytestmark = pytest.mark.slow
 
@@ -34,23 +34,10 @@ def _today() -> date:
     return datetime.now(UTC).date()
 
 
-def _archive_segment(server: TestServer) -> str:
-    server.execute("SELECT pg_logical_emit_message(true, 'test', 'a row')")
-    (name,) = server.execute("SELECT pg_walfile_name(pg_switch_wal())")[0]
-
-    def is_archived() -> bool:
-        # The file may be there before the archiver is done, which would then put it back.
-        (last,) = server.execute("SELECT last_archived_wal FROM pg_stat_archiver")[0]
-        return str(last) >= str(name)
-
-    wait_for(is_archived, what="the segment in the archive")
-    return str(name)
-
-
 def _lose_a_segment(server: TestServer) -> None:
-    _archive_segment(server)
-    (server.archive / _archive_segment(server)).unlink()
-    _archive_segment(server)
+    server.archive_wal()
+    (server.archive / server.archive_wal()).unlink()
+    server.archive_wal()
 
 
 def _make_older(layout: Layout, day: date) -> None:

@@ -105,18 +105,18 @@ def tell(factory: ServerFactory, root: Path) -> History:
     write(server)
     made.before_gap = now()
     write(server)
-    made.missing = switch(server)
+    made.missing = server.switch_wal()
     made.in_gap = now()
     write(server)
-    switch(server)
+    server.switch_wal()
     for _ in range(2):
         age_bases(made.layout, DATABASE)
         take_base_backup(settings, DATABASE)
         write(server)
-        switch(server)
+        server.switch_wal()
     made.late = now()
     write(server)
-    made.newest = switch(server)
+    made.newest = server.switch_wal()
     server.stop()
     time.sleep(0.01)
     made.gone = now()
@@ -132,12 +132,6 @@ def write(server: TestServer) -> None:
     time.sleep(0.01)
 
 
-def switch(server: TestServer) -> str:
-    name: str = server.execute("SELECT pg_walfile_name(pg_switch_wal())")[0][0]
-    wait_for((server.archive / name).exists, what=f"{name} in the archive")
-    return name
-
-
 def promote(server: TestServer) -> None:
     """Leave the timeline; a twin goes on there and archives what is on it alone."""
     server.stop()
@@ -145,7 +139,7 @@ def promote(server: TestServer) -> None:
     twin.start()
     try:
         twin.execute("SELECT pg_create_restore_point('on the twin alone')")
-        switch(twin)
+        twin.switch_wal()
     finally:
         twin.crash()
     (server.cluster.data_directory / "standby.signal").touch()
@@ -153,7 +147,7 @@ def promote(server: TestServer) -> None:
     server.execute("SELECT pg_promote()")
     wait_for(lambda: not server.execute("SELECT pg_is_in_recovery()")[0][0], what="promotion")
     write(server)
-    switch(server)
+    server.switch_wal()
 
 
 @contextmanager

@@ -71,9 +71,7 @@ class Scene:
     def switch(self) -> str:
         """End the current segment; return its name once it is in the archive."""
         self.server.execute("SELECT pg_logical_emit_message(false, 'scene', 'an empty one is not ended')")
-        name: str = self.server.execute("SELECT pg_walfile_name(pg_switch_wal())")[0][0]
-        wait_for((self.layout.wal(self.server.name) / name).exists, what=f"{name} in the archive")
-        return name
+        return self.server.switch_wal()
 
     def plan(self, target: Target, *, seal: bool = False) -> Plan:
         return plan_restore(self.settings, self.server.name, target, seal=seal)

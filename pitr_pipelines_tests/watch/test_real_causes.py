@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,18 +36,15 @@ def write_wal(server: TestServer, segments: int = 1) -> None:
         server.execute("SELECT pg_switch_wal()")
 
 
-def wait_until_archived(server: TestServer) -> None:
-    """Finish a segment, and wait for it: one that is empty would not be finished."""
-    server.execute("SELECT pg_logical_emit_message(true, 'test', 'something')")
-    newest = server.execute("SELECT pg_walfile_name(pg_switch_wal())")[0][0]
-    wait_for(lambda: (server.archive / newest).exists(), what="the archive")
-
-
 def reconfigure(server: TestServer, **settings: str) -> None:
     server.configure(settings)
     server.execute("SELECT pg_reload_conf()")
     for name, value in settings.items():
         wait_for(lambda name=name, value=value: server.execute(f"SHOW {name}")[0][0] == value, what=name)  # type: ignore[misc]
+
+
+def threads_of_the_watch() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("pitr-watch-")]
 
 
 def failures(server: TestServer) -> int:
@@ -60,7 +57,7 @@ def test_a_well_server_is_no_incident_and_its_numbers_are_all_there(
 ) -> None:
     server = server_factory(major=major)
     write_wal(server, 2)
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
 
     watch.looks(4)
@@ -91,7 +88,7 @@ def test_a_server_that_is_stopped_is_told_after_its_grace_and_again_when_it_is_b
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     server.stop()
@@ -124,9 +121,8 @@ def test_a_server_that_hangs_is_given_up_and_costs_one_thread(
     assert pid is not None
     os.kill(pid, 19)
     try:
-        began = time.monotonic()
         watch.looks(3)
-        assert time.monotonic() - began < 30
+        wait_for(lambda: len(threads_of_the_watch()) <= 1, what="the threads that are not stuck")
     finally:
         os.kill(pid, 18)
     assert webhook.titles() == ["order-db/server-down"]
@@ -137,7 +133,7 @@ def test_an_archive_nobody_can_write_to_is_told_with_its_backlog(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook, major: int
 ) -> None:
     server = server_factory(major=major)
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server, ready_backlog=3)
     watch.look()
     server.archive.chmod(0o500)
@@ -178,7 +174,7 @@ def test_a_foreign_file_in_the_way_is_named(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server, archive_slack_s=3600)
     watch.look()
     current = server.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[0][0]
@@ -206,7 +202,7 @@ def test_archiving_that_was_turned_off_is_told_at_once(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     command = server.execute("SHOW archive_command")[0][0]
@@ -226,7 +222,7 @@ def test_a_command_that_archives_elsewhere_is_found_although_the_server_is_conte
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     command = server.execute("SHOW archive_command")[0][0]
@@ -246,7 +242,7 @@ def test_a_command_that_archives_elsewhere_is_found_although_the_server_is_conte
     assert "does not get it" in sent
     assert "hush" not in sent + (watch.settings.backup_root / "alerts" / "state.json").read_text()
     reconfigure(server, archive_command=command)
-    wait_until_archived(server)
+    server.archive_wal()
     watch.looks(5)
     assert webhook.titles() == ["over: order-db/archive-elsewhere, order-db/settings-changed"]
 
@@ -255,7 +251,7 @@ def test_a_promotion_is_told_once_and_needs_no_cure(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     server.stop()
@@ -265,7 +261,7 @@ def test_a_promotion_is_told_once_and_needs_no_cure(
     assert webhook.titles() == ["order-db/not-primary"]
 
     server.execute("SELECT pg_promote(true)")
-    wait_until_archived(server)
+    server.archive_wal()
     watch.looks(5)
 
     assert webhook.titles() == ["order-db/timeline-changed/2", "over: order-db/not-primary"]
@@ -280,7 +276,7 @@ def test_another_cluster_at_the_same_address_is_told(
     webhook: Webhook,
 ) -> None:
     server, other = server_factory(), server_factory("other-db")
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     mine = server.dsn
@@ -299,7 +295,7 @@ def test_a_role_without_pg_monitor_sees_less_and_that_is_no_error(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     server.execute("REVOKE pg_monitor FROM pitr")
     watch = watching(server)
 
@@ -316,7 +312,7 @@ def test_a_webhook_that_refuses_is_tried_again_and_its_address_is_in_no_text(
     server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
 ) -> None:
     server = server_factory()
-    wait_until_archived(server)
+    server.archive_wal()
     watch = watching(server)
     watch.look()
     reconfigure(server, archive_command="")
