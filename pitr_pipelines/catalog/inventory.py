@@ -240,13 +240,16 @@ class Inventory:
         )
 
     def windows(self, *, raw: bool = True) -> tuple[list[Window], list[Gap]]:
-        """Return the spans that can be restored, oldest first, and the gaps that end them."""
+        """Return the spans that can be restored, oldest first, and the gaps that end them.
+
+        Without the raw archive (`raw` false) spans end where bundles do; but what lies in it is no gap.
+        """
         branch = self.branch(raw=raw)
         if branch is None:
             return [], []
         spans, gaps = windows(self.bases, self.coverage(raw=raw), branch)
-        if self.expired and gaps:
-            gaps = windows(self.bases, self.coverage(raw=raw, expired=True), branch)[1]
+        if gaps and (self.expired or not raw):
+            gaps = windows(self.bases, self.coverage(expired=True), branch)[1]
         return spans, gaps
 
     def bases_on_branch(self) -> list[BaseRecord]:

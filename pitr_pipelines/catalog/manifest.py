@@ -1,7 +1,7 @@
 """The manifest: every restore point and every recovery window, in `manifests/restore-points.json`.
 
-It is a pure function of the records, so it can always be rebuilt from them, and it never holds
-anything they do not. It is replaced atomically, under a lock that covers the reading of the records
+What it offers is a pure function of the records, so it can always be rebuilt from them, and it never
+offers anything they do not. It is replaced atomically, under a lock that covers the reading of the records
 too: two writers cannot lose each other's entries. A database whose records cannot all be read is
 listed with its problems; the others are not affected.
 """
@@ -108,7 +108,10 @@ def rebuild_manifest(settings: Settings) -> Manifest:
 
 
 def describe(inventory: Inventory) -> DatabaseManifest:
-    """Return what the records of one database offer. Raw WAL does not count: it has no record."""
+    """Return what the records of one database offer. Raw WAL does not count: it has no record.
+
+    But it is no gap either: between the newest bundle and today's base backup WAL lies there for a while.
+    """
     windows, gaps = inventory.windows(raw=False)
     spans = [(window.start, window.end) for window in windows]
     identifiers = [base.system_identifier for base in inventory.bases]

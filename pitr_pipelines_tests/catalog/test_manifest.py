@@ -120,6 +120,19 @@ def test_gaps_are_listed_and_what_lies_behind_them_is_not_offered(store: Store) 
     assert max(point.at for point in found.restore_points) == at(11)
 
 
+def test_wal_that_is_not_bundled_yet_is_no_gap_before_todays_base(store: Store) -> None:
+    for number in (10, 11, 12):
+        put_segment(store.wal, segment(number), at(12, number))
+    todays = base_record(13, 13, at(12, 20) + timedelta(days=1))
+    store.add_bases([todays])
+    found = refresh_manifest(store.settings).databases[DATABASE]
+    assert found.gaps == ()
+    assert [window.start for window in found.windows] == [at(9, 10), todays.ended_at]
+    (store.wal / str(segment(11))).unlink()
+    found = refresh_manifest(store.settings).databases[DATABASE]
+    assert [(gap.first, gap.last) for gap in found.gaps] == [(segment(11), segment(11))]
+
+
 def test_a_damaged_record_is_a_problem_of_its_database_and_of_no_other(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.settings = make_settings(tmp_path, ("order-db", "other-db", "third-db"))
