@@ -15,6 +15,7 @@ from pitr_pipelines_tests.watch.webhook import TOKEN, Webhook
 
 pytestmark = pytest.mark.slow
 
+Watched = Callable[..., tuple[TestServer, Watching]]
 oldest_and_newest = pytest.mark.parametrize("major", sorted({*MAJORS[:1], *MAJORS[-1:]}))
 
 
@@ -25,6 +26,20 @@ def watching(pitr_settings: SettingsMaker, tmp_path: Path, webhook: Webhook) -> 
         local = tmp_path / "local"
         local.mkdir(exist_ok=True)
         return Watching(settings, local)
+
+    return make
+
+
+@pytest.fixture
+def watched(server_factory: ServerFactory, watching: Callable[..., Watching]) -> Watched:
+    """A server with WAL in its archive, and a watch that has looked at it once."""
+
+    def make(*, major: int | None = None, **alerts: object) -> tuple[TestServer, Watching]:
+        server = server_factory(major=major)
+        server.archive_wal()
+        watch = watching(server, **alerts)
+        watch.look()
+        return server, watch
 
     return make
 
@@ -85,12 +100,9 @@ def test_a_well_server_is_no_incident_and_its_numbers_are_all_there(
 
 
 def test_a_server_that_is_stopped_is_told_after_its_grace_and_again_when_it_is_back(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
+    watched: Watched, webhook: Webhook
 ) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server)
-    watch.look()
+    server, watch = watched()
     server.stop()
 
     watch.looks(2)
@@ -130,12 +142,9 @@ def test_a_server_that_hangs_is_given_up_and_costs_one_thread(
 
 @oldest_and_newest
 def test_an_archive_nobody_can_write_to_is_told_with_its_backlog(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook, major: int
+    watched: Watched, webhook: Webhook, major: int
 ) -> None:
-    server = server_factory(major=major)
-    server.archive_wal()
-    watch = watching(server, ready_backlog=3)
-    watch.look()
+    server, watch = watched(major=major, ready_backlog=3)
     server.archive.chmod(0o500)
     write_wal(server, 4)
     wait_for(lambda: failures(server) > 0, what="a failure")
@@ -170,13 +179,8 @@ def test_an_archive_nobody_can_write_to_is_told_with_its_backlog(
     assert watch.open() == set()
 
 
-def test_a_foreign_file_in_the_way_is_named(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
-) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server, archive_slack_s=3600)
-    watch.look()
+def test_a_foreign_file_in_the_way_is_named(watched: Watched, webhook: Webhook) -> None:
+    server, watch = watched(archive_slack_s=3600)
     current = server.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")[0][0]
     foreign = server.archive / current
     foreign.write_bytes(b"another server's")
@@ -198,13 +202,8 @@ def test_a_foreign_file_in_the_way_is_named(
     assert webhook.titles() == ["over: order-db/archive-failing"]
 
 
-def test_archiving_that_was_turned_off_is_told_at_once(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
-) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server)
-    watch.look()
+def test_archiving_that_was_turned_off_is_told_at_once(watched: Watched, webhook: Webhook) -> None:
+    server, watch = watched()
     command = server.execute("SHOW archive_command")[0][0]
     reconfigure(server, archive_command="")
 
@@ -219,12 +218,9 @@ def test_archiving_that_was_turned_off_is_told_at_once(
 
 
 def test_a_command_that_archives_elsewhere_is_found_although_the_server_is_content(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
+    watched: Watched, webhook: Webhook
 ) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server)
-    watch.look()
+    server, watch = watched()
     command = server.execute("SHOW archive_command")[0][0]
     secret = "AWS_SECRET_ACCESS_KEY=hush"
     reconfigure(server, archive_command=f"{secret} /bin/true")
@@ -247,13 +243,8 @@ def test_a_command_that_archives_elsewhere_is_found_although_the_server_is_conte
     assert webhook.titles() == ["over: order-db/archive-elsewhere, order-db/settings-changed"]
 
 
-def test_a_promotion_is_told_once_and_needs_no_cure(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
-) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server)
-    watch.look()
+def test_a_promotion_is_told_once_and_needs_no_cure(watched: Watched, webhook: Webhook) -> None:
+    server, watch = watched()
     server.stop()
     (server.cluster.data_directory / "standby.signal").touch()
     server.start()
@@ -309,12 +300,9 @@ def test_a_role_without_pg_monitor_sees_less_and_that_is_no_error(
 
 
 def test_a_webhook_that_refuses_is_tried_again_and_its_address_is_in_no_text(
-    server_factory: ServerFactory, watching: Callable[..., Watching], webhook: Webhook
+    watched: Watched, webhook: Webhook
 ) -> None:
-    server = server_factory()
-    server.archive_wal()
-    watch = watching(server)
-    watch.look()
+    server, watch = watched()
     reconfigure(server, archive_command="")
     webhook.status = 500
 
