@@ -19,7 +19,7 @@ from typing import Any
 import psycopg
 
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable
+from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable, SettingsError
 from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner, name_taken
 from pitr_pipelines.postgres.binaries import SUPPORTED_MAJORS, find_binaries
 from pitr_pipelines.postgres.connection import (
@@ -28,10 +28,10 @@ from pitr_pipelines.postgres.connection import (
     identify,
     open_connection,
     parameters_of,
-    password_of,
 )
+from pitr_pipelines.postgres.password import exposed_password_file, password_of
 from pitr_pipelines.postgres.prepare import SEALING_FUNCTIONS, expected_archive_command, role_of
-from pitr_pipelines.settings import Settings
+from pitr_pipelines.settings import DatabaseSettings, Settings
 from pitr_pipelines.wal.lsn import classify
 
 TOLERATED_SKEW = timedelta(seconds=2)
@@ -41,7 +41,10 @@ NEEDED_WAL_SENDERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do if it is not in order."""
+    """One thing that was looked at. `remedy` says what to do if it is not in order.
+
+    One that is `ok` and has a remedy is a warning: backups work, and something should be better.
+    """
 
     subject: str
     ok: bool
@@ -55,16 +58,19 @@ def check(name: str, settings: Settings) -> list[Finding]:
     A server that does not answer is a finding, not an error. Raises only BadRequest and SettingsError.
     """
     database = settings.database(name)
+    findings = list(_password(name, database))
+    if not all(finding.ok for finding in findings):
+        return [*findings, *_archive_findings(name, settings, None), _space(settings, None)]
     try:
         connection = connect(name, database)
     except ServerUnavailable as error:
         return [
+            *findings,
             Finding("connection", False, error.what, _hba_remedy(name, settings, error)),
             *_archive_findings(name, settings, None),
             _space(settings, None),
         ]
     with connection:
-        findings = []
         try:
             identity = identify(connection)
             findings.append(_connection(connection, identity))
@@ -78,6 +84,28 @@ def check(name: str, settings: Settings) -> list[Finding]:
     findings += _archive_findings(name, settings, identity.system_identifier)
     findings.append(_space(settings, size_bytes))
     return findings
+
+
+def _password(name: str, database: DatabaseSettings) -> Iterator[Finding]:
+    """Look at the password that the settings name. One that cannot be had must not hide other databases."""
+    if not database.has_password:
+        return
+    try:
+        password_of(name, database)
+    except SettingsError as error:
+        yield Finding("password", False, error.what, error.remedy)
+        return
+    exposed = exposed_password_file(database)
+    if exposed is not None:
+        yield Finding(
+            "password",
+            True,
+            f"every user of this machine or container can read {exposed}",
+            f"Better: chmod 640 '{exposed}' and chgrp it to a group of the user this runs as. compose shows "
+            "the host's file as it is; in Kubernetes say defaultMode: 0440 for the volume, and fsGroup.",
+        )
+        return
+    yield Finding("password", True, f"in {database.password_file or f'the variable {database.password_env}'}")
 
 
 def _connection(connection: psycopg.Connection[Any], identity: ServerIdentity) -> Finding:
