@@ -28,6 +28,7 @@ from pitr_pipelines.catalog.rights import ARCHIVE_MODE as SHARED_MODE
 from pitr_pipelines.errors import ServerNotReady
 from pitr_pipelines.postgres.account import Account, run
 from pitr_pipelines.postgres.prepare_plan import State, Step
+from pitr_pipelines.wal.archive import open_file, read_identity
 from pitr_pipelines.wal.lsn import WalFileKind, classify
 
 IDENTITY_FILE = "system_identifier"
@@ -83,16 +84,16 @@ def archive_owner(archive: Path) -> str | None:
     """Return the system identifier of the cluster that an archive belongs to, None while it has none.
 
     It is in the identity file, else in the header of the WAL that is there (XLogLongPageHeaderData:
-    eight bytes at 24). Raises OSError if it cannot be read.
+    eight bytes at 24). Raises OSError if it cannot be read, ArtifactDamaged if it is no file.
     """
     try:
-        return (archive / IDENTITY_FILE).read_text().strip()
+        return read_identity(archive)
     except FileNotFoundError:
         pass
     if archive.is_dir():
         for path in sorted(archive.iterdir()):
             if classify(path.name) is WalFileKind.SEGMENT:
-                with path.open("rb") as file:
+                with open_file(path) as file:
                     return str(int.from_bytes(file.read(32)[24:], "little"))
     return None
 

@@ -28,7 +28,13 @@ from pitr_pipelines.catalog.rights import (
     script_here,
     show_uid,
 )
-from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable, SettingsError
+from pitr_pipelines.errors import (
+    ArtifactDamaged,
+    BinariesNotFound,
+    PitrError,
+    ServerUnavailable,
+    SettingsError,
+)
 from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner, name_taken
 from pitr_pipelines.postgres.archiver import ArchiverState, read_state, server_user
 from pitr_pipelines.postgres.binaries import SUPPORTED_MAJORS, find_binaries
@@ -362,7 +368,11 @@ def _trouble(subject: str, trouble: Trouble) -> Finding:
 
 
 def _archives_cluster(archive: Path, archiver: ArchiverState | None) -> Iterator[Finding]:
-    owner = archive_owner(archive)
+    try:
+        owner = archive_owner(archive)
+    except ArtifactDamaged as error:
+        yield Finding("archive's cluster", False, error.what, error.remedy)
+        return
     if archiver is None:
         return
     if owner is None:
