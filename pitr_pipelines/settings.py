@@ -204,10 +204,17 @@ class RetentionSettings(_Model):
 
 
 class DagsterSettings(_Model):
-    """How much of its own history Dagster keeps."""
+    """How much of its own history Dagster keeps, and when a run counts as dead."""
 
     keep_runs_days: int = Field(
         default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
+    )
+    dead_run_after_s: int = Field(
+        default=120,
+        ge=10,
+        le=3600,
+        description="a run at work that holds no lock in `backup_root` for so long, in seconds, was killed: "
+        "what it was to make is asked for again",
     )
 
 
@@ -238,7 +245,7 @@ class Settings(_Model):
         default=DrillSettings(), description="how restores are tried out, and how often"
     )
     dagster: DagsterSettings = Field(
-        default=DagsterSettings(), description="how much of its own history Dagster keeps"
+        default=DagsterSettings(), description="Dagster's own history, and its dead runs"
     )
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"

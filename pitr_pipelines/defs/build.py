@@ -8,6 +8,7 @@ from pitr_pipelines.defs.archive_health import build_archive_sensor
 from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
+from pitr_pipelines.defs.dead_runs import build_dead_run_sensor
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.freshness import with_freshness
 from pitr_pipelines.defs.gap_bases import build_gap_sensor
@@ -80,6 +81,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
             build_missed_base_sensor(settings, jobs),
+            build_dead_run_sensor(settings),
             *offsite.sensors,
             build_gap_sensor(settings, jobs),
         ],
