@@ -70,7 +70,7 @@ def look_back(settings: Settings, asked: Asked, tick: datetime) -> Wanted:
         for hour in hours.missing:
             if hour.start.date() < settings.first_day or _is_under_way(asked, settings, name, hour):
                 continue
-            if has_rested(asked.tries(key, str(hour)), tick):
+            if has_rested(asked.tries(key, str(hour), by_themselves=True), tick):
                 missing[hour].append(name)
     stretches = list(stretches_of(missing))[:STRETCHES_PER_TICK]
     return Wanted(Stretch(ended, ended, tuple(due)) if due else None, tuple(stretches), tuple(resting))
