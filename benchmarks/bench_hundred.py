@@ -12,8 +12,8 @@ Each part is a process of its own, as the code server and the run worker are:
 - run: `dagster job execute` of the hour that just ended over all databases, in one process, as a run worker
   does it; what the instance grew by.
 
-With --check a fifth of the databases are measured too, and the exit status is 1 if what one database costs
-more than doubles with their number.
+With --check a fifth of the databases are measured too, and the exit status is 1 if one database costs half as
+much again among the many as among the few.
 
     python benchmarks/bench_hundred.py [--databases 100] [--history-hours 48] [--profile] [--check]
 """
@@ -54,8 +54,9 @@ TEMPLATE = "db-000"
 SEALS = 5
 MOST_TICKS = 60
 SEGMENTS_AN_HOUR = 2
-LIMIT = 2.0
-"""How many times as much one database may cost among five times as many."""
+LIMIT = 1.5
+"""How many times as much one database may cost among five times as many, in processor time; what a process
+costs without any is left out."""
 _SCRIPT = Path(pitr_pipelines.__file__).parent / "wal" / "wal-archive.sh"
 _INSTANCE = {"telemetry": {"enabled": False}}
 
@@ -139,7 +140,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _measure(scene: Scene, *, profile: bool) -> dict[str, float]:
-    """Measure every part, print it, and return the seconds of processor time that are compared."""
+    """Measure every part, print it, and return the processor time that the databases took, in seconds."""
     print(f"{scene.databases} databases:")
     load = _process(scene, *_ourselves("load"))
     print(
@@ -148,8 +149,8 @@ def _measure(scene: Scene, *, profile: bool) -> dict[str, float]:
         f"told to others {load.said['told_s']:.2f} s and {load.said['told_mb']:.1f} MB"
     )
     ticks = _process(scene, *_ourselves("ticks"))
-    for name, (first_s, second_s) in ticks.said.items():
-        print(f"  tick      {second_s:6.3f} s ({first_s:.3f} s after a restart)  {name}")
+    for name, (first_s, later_s) in ticks.said["took"].items():
+        print(f"  tick      {later_s:6.3f} s ({first_s:.3f} s after a restart)  {name}")
     before = _size(scene.home)
     hour = str(Hour.containing(datetime.now(UTC)).preceding())
     words = ["-m", "dagster", "job", "execute", "-m", "pitr_pipelines.definitions", "-j", "hourly_bundles"]
@@ -170,9 +171,9 @@ def _measure(scene: Scene, *, profile: bool) -> dict[str, float]:
         flush=True,
     )
     return {
-        "load": load.cpu_s,
-        "ticks": sum(second for _, second in ticks.said.values()),
-        "run": run.cpu_s,
+        "load": load.cpu_s - load.said["dagster_cpu_s"],
+        "ticks": ticks.said["cpu_s"],
+        "run": run.cpu_s - load.cpu_s,
     }
 
 
@@ -217,7 +218,7 @@ def _load() -> dict[str, float]:
     import dagster
     from dagster._core.remote_representation.external_data import RepositorySnap
 
-    imported = time.monotonic()
+    imported, imported_cpu_s = time.monotonic(), time.process_time()
     from pitr_pipelines.definitions import defs
 
     repository = defs.get_repository_def()
@@ -225,20 +226,22 @@ def _load() -> dict[str, float]:
     told = dagster.serialize_value(RepositorySnap.from_def(repository, defer_snapshots=True))
     return {
         "dagster_s": imported - began,
+        "dagster_cpu_s": imported_cpu_s,
         "definitions_s": loaded - imported,
         "told_s": time.monotonic() - loaded,
         "told_mb": len(told) / 1e6,
     }
 
 
-def _ticks() -> dict[str, tuple[float, float]]:
-    """Evaluate every schedule and sensor twice; return how many seconds each took."""
+def _ticks() -> dict[str, Any]:
+    """Evaluate every schedule and sensor; return how many seconds each took at first and at last."""
     import dagster as dg
 
     from pitr_pipelines.definitions import defs
 
     repository = defs.get_repository_def()
     took: dict[str, tuple[float, float]] = {}
+    loaded_cpu_s = time.process_time()
     with dg.DagsterInstance.get() as instance:
         tick = datetime.now(UTC).replace(minute=1, second=0, microsecond=0)
         for schedule in repository.schedule_defs:
@@ -265,7 +268,7 @@ def _ticks() -> dict[str, tuple[float, float]]:
                     cursor = sensor.evaluate_tick(context_).cursor
                 times.append(time.monotonic() - began)
             took[sensor.name] = (times[0], times[-1])
-    return took
+    return {"took": took, "cpu_s": time.process_time() - loaded_cpu_s}
 
 
 _PARTS = {"load": _load, "ticks": _ticks}
