@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from pitr_pipelines.alert_settings import AlertSettings, Objectives
+from pitr_pipelines.dagster_settings import DagsterSettings, Owner
 from pitr_pipelines.errors import BadRequest, SettingsError
 from pitr_pipelines.offsite_settings import OffsiteSettings
 
@@ -121,6 +122,10 @@ class DatabaseSettings(_Model):
     objectives: Objectives = Field(
         default=Objectives(), description="what is promised; what is left out follows from the schedules"
     )
+    owners: tuple[Owner, ...] | None = Field(
+        default=None,
+        description="who owns this database's assets in Dagster; default: `dagster.owners`",
+    )
 
 
 class Schedules(_Model):
@@ -203,21 +208,6 @@ class RetentionSettings(_Model):
     )
 
 
-class DagsterSettings(_Model):
-    """How much of its own history Dagster keeps, and when a run counts as dead."""
-
-    keep_runs_days: int = Field(
-        default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
-    )
-    dead_run_after_s: int = Field(
-        default=120,
-        ge=10,
-        le=3600,
-        description="a run at work that holds no lock in `backup_root` for so long, in seconds, was killed: "
-        "what it was to make is asked for again",
-    )
-
-
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
@@ -245,7 +235,7 @@ class Settings(_Model):
         default=DrillSettings(), description="how restores are tried out, and how often"
     )
     dagster: DagsterSettings = Field(
-        default=DagsterSettings(), description="Dagster's own history, and its dead runs"
+        default=DagsterSettings(), description="Dagster's own history, dead runs, owners and links"
     )
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"
@@ -310,6 +300,11 @@ class Settings(_Model):
                 f"there is no database {name!r} in the settings",
                 remedy=f"Configured are: {', '.join(sorted(self.databases))}.",
             ) from None
+
+    def owners_of(self, name: str) -> tuple[str, ...]:
+        """Return who owns a database's assets. Raises BadRequest if there is no such database."""
+        own = self.database(name).owners
+        return self.dagster.owners if own is None else own
 
     def offsite_copy(self) -> OffsiteSettings:
         """Return the off-site copy's settings. Raises BadRequest if there are none."""

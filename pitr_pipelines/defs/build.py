@@ -27,6 +27,7 @@ from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
 from pitr_pipelines.defs.retention import build_retention
 from pitr_pipelines.defs.schedules import build_schedules
+from pitr_pipelines.defs.signposts import with_signposts
 from pitr_pipelines.defs.wal_bundle import build_wal_bundle
 from pitr_pipelines.settings import Settings
 
@@ -59,7 +60,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     drill_jobs = build_drill_jobs(settings)
     purge_job = build_purge_job(settings)
     return dg.Definitions(
-        assets=with_freshness(settings, [*assets, *offsite.assets]),
+        assets=with_signposts(settings, with_freshness(settings, [*assets, *offsite.assets])),
         asset_checks=[*checks, *drill_checks],
         jobs=[
             *jobs.all(),
