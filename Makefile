@@ -54,6 +54,7 @@ bench: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python benchmarks/bench_restore.py --check
 	$(BIN)/python benchmarks/bench_offsite.py --size-mib 512 --check
 	$(BIN)/python benchmarks/bench_retention.py --check
+	$(BIN)/python benchmarks/bench_hundred.py --check
 
 clean:
 	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info

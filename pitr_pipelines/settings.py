@@ -29,6 +29,7 @@ from pydantic import (
 )
 
 from pitr_pipelines.alert_settings import AlertSettings, Objectives
+from pitr_pipelines.dagster_settings import DagsterSettings, Owner
 from pitr_pipelines.errors import BadRequest, SettingsError
 from pitr_pipelines.offsite_settings import OffsiteSettings
 
@@ -126,6 +127,10 @@ class DatabaseSettings(_Model):
     objectives: Objectives = Field(
         default=Objectives(), description="what is promised; what is left out follows from the schedules"
     )
+    owners: tuple[Owner, ...] | None = Field(
+        default=None,
+        description="who owns this database's assets in Dagster; default: `dagster.owners`",
+    )
 
     @model_validator(mode="after")
     def _one_password(self) -> DatabaseSettings:
@@ -219,14 +224,6 @@ class RetentionSettings(_Model):
     )
 
 
-class DagsterSettings(_Model):
-    """How much of its own history Dagster keeps."""
-
-    keep_runs_days: int = Field(
-        default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
-    )
-
-
 class Settings(_Model):
     """Everything in pitr.yaml."""
 
@@ -254,7 +251,7 @@ class Settings(_Model):
         default=DrillSettings(), description="how restores are tried out, and how often"
     )
     dagster: DagsterSettings = Field(
-        default=DagsterSettings(), description="how much of its own history Dagster keeps"
+        default=DagsterSettings(), description="Dagster's own history, dead runs, owners and links"
     )
     offsite: OffsiteSettings | None = Field(
         default=None, description="the off-site copy; without it, backups stay on this machine"
@@ -319,6 +316,11 @@ class Settings(_Model):
                 f"there is no database {name!r} in the settings",
                 remedy=f"Configured are: {', '.join(sorted(self.databases))}.",
             ) from None
+
+    def owners_of(self, name: str) -> tuple[str, ...]:
+        """Return who owns a database's assets. Raises BadRequest if there is no such database."""
+        own = self.database(name).owners
+        return self.dagster.owners if own is None else own
 
     def offsite_copy(self) -> OffsiteSettings:
         """Return the off-site copy's settings. Raises BadRequest if there are none."""

@@ -21,6 +21,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from pitr_pipelines.alert_settings import Variable
+from pitr_pipelines.dagster_settings import Link, Owner
 from pitr_pipelines.offsite_settings import TimeOfDay, Url, Zone
 from pitr_pipelines.settings import Cron, Dsn, Query, Settings, TimeZone
 
@@ -44,6 +45,8 @@ _KINDS = {
     Cron: "cron expression of five fields",
     Dsn: "connection string",
     Query: "SQL",
+    Link: "address (http or https)",
+    Owner: "e-mail address or team:NAME",
     Url: "address (http or https)",
     TimeOfDay: 'time of day, in quotes: "06:00"',
     Variable: "name of an environment variable",

@@ -333,13 +333,17 @@ def remove_directory(path: Path) -> None:
 
 
 def wait_for(
-    condition: Callable[[], object], *, timeout_s: float = 60.0, what: str = "the condition"
+    condition: Callable[[], object],
+    *,
+    timeout_s: float = 60.0,
+    what: str = "the condition",
+    every_s: float = 0.02,
 ) -> None:
-    """Poll until `condition()` is true; fail after `timeout_s` seconds."""
+    """Poll until `condition()` is true, asked every `every_s` seconds; fail after `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for {what}"
-        time.sleep(0.02)
+        time.sleep(every_s)
 
 
 def _quoted(value: str) -> str:

@@ -18,6 +18,8 @@ from dagster import RunRecord
 
 ASKED_AT = "pitr/asked_at"
 """The tag in which a request says for which moment it was made."""
+WORKER_DIED = "pitr/worker_died"
+"""The tag of a run that did not fail by itself: its worker died together with the code server."""
 
 _WAITING = [dg.DagsterRunStatus.NOT_STARTED, dg.DagsterRunStatus.QUEUED]
 _AT_WORK = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
@@ -53,11 +55,17 @@ class Asked:
         )
 
     def tries(
-        self, key: dg.AssetKey, partition: str, *, tagged: tuple[str, str] | None = None
+        self,
+        key: dg.AssetKey,
+        partition: str,
+        *,
+        tagged: tuple[str, str] | None = None,
+        by_themselves: bool = False,
     ) -> list[datetime]:
         """Return when the runs ended that were to make this partition, oldest first.
 
-        With `tagged`, only those that carry this tag with this value.
+        With `tagged`, only those that carry this tag with this value; with `by_themselves`, not those whose
+        worker died with the code server.
         """
         # A dead one came to nothing too.
         runs = [*self.ended, *(run for run in self.under_way if self._is_stale(run))]
@@ -65,6 +73,7 @@ class Asked:
             self._last_moment(run)
             for run in runs
             if makes(run, key, self.job, partition)
+            and not (by_themselves and WORKER_DIED in run.dagster_run.tags)
             and (tagged is None or run.dagster_run.tags.get(tagged[0]) == tagged[1])
         ]
         return sorted(moment for moment in moments if moment <= self.now)
@@ -73,6 +82,8 @@ class Asked:
         if record.dagster_run.status in _WAITING:
             return False
         began = datetime.fromtimestamp(record.start_time, UTC) if record.start_time else _asked_at(record)
+        if record.dagster_run.status is dg.DagsterRunStatus.STARTING and record.update_timestamp <= self.now:
+            began = max(began, record.update_timestamp)  # it may have waited long for a slot
         return self.now - began > (patience or self.patience)
 
     def _last_moment(self, record: RunRecord) -> datetime:

@@ -8,6 +8,7 @@ from pitr_pipelines.defs.archive_health import build_archive_sensor
 from pitr_pipelines.defs.artifact_sensor import build_artifact_sensor
 from pitr_pipelines.defs.base_backup import build_base_backup
 from pitr_pipelines.defs.checks import build_check_job, build_check_schedule, build_checks
+from pitr_pipelines.defs.dead_runs import build_dead_run_sensor
 from pitr_pipelines.defs.external import restored_cluster, wal_archive
 from pitr_pipelines.defs.freshness import with_freshness
 from pitr_pipelines.defs.gap_bases import build_gap_sensor
@@ -26,6 +27,7 @@ from pitr_pipelines.defs.restore_job import build_restore_job
 from pitr_pipelines.defs.restore_points import build_restore_points
 from pitr_pipelines.defs.retention import build_retention
 from pitr_pipelines.defs.schedules import build_schedules
+from pitr_pipelines.defs.signposts import with_signposts
 from pitr_pipelines.defs.wal_bundle import build_wal_bundle
 from pitr_pipelines.settings import Settings
 
@@ -58,7 +60,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
     drill_jobs = build_drill_jobs(settings)
     purge_job = build_purge_job(settings)
     return dg.Definitions(
-        assets=with_freshness(settings, [*assets, *offsite.assets]),
+        assets=with_signposts(settings, with_freshness(settings, [*assets, *offsite.assets])),
         asset_checks=[*checks, *drill_checks],
         jobs=[
             *jobs.all(),
@@ -80,6 +82,7 @@ def _build(settings: Settings, partitions: Partitions) -> dg.Definitions:
             build_artifact_sensor(settings, jobs),
             build_archive_sensor(settings),
             build_missed_base_sensor(settings, jobs),
+            build_dead_run_sensor(settings),
             *offsite.sensors,
             build_gap_sensor(settings, jobs),
         ],

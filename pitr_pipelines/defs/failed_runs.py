@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from dagster import RunRecord
 
+from pitr_pipelines.defs.asked import WORKER_DIED
 from pitr_pipelines.defs.names import (
     BASE_BACKUP,
     CHECK_ARTIFACTS,
@@ -106,11 +107,9 @@ def _ended(instance: dg.DagsterInstance, job: str, since: datetime) -> list[Ende
 
 def _of_record(record: RunRecord) -> EndedRun:
     run = record.dagster_run
-    ended = (
-        datetime.fromtimestamp(record.end_time, UTC)
-        if record.end_time is not None
-        else record.update_timestamp
-    )
+    # When one was found dead says nothing: what it was to make may have been made since it began.
+    moment = record.start_time if WORKER_DIED in run.tags else record.end_time
+    ended = datetime.fromtimestamp(moment, UTC) if moment is not None else record.update_timestamp
     return EndedRun(
         run.run_id,
         ended,

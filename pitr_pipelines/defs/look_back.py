@@ -27,9 +27,8 @@ HOURS_PER_RUN = 12
 """With five stretches of twelve hours a tick makes up for two and a half days, and never floods the queue."""
 
 AT_WORK = timedelta(hours=1)
-"""How long a run that is at work is waited for, as long as somebody holds the lock of the bundles."""
-UNLOCKED = timedelta(minutes=2)
-"""How long if nobody does: its worker was killed, or is just beginning. Asking twice does no harm."""
+"""How long a run that is at work is waited for, as long as somebody holds the lock of the bundles. If nobody
+does, `dagster.dead_run_after_s`: its worker was killed, or is just beginning. Asking twice does no harm."""
 
 _HOUR = timedelta(hours=1)
 
@@ -66,12 +65,12 @@ def look_back(settings: Settings, asked: Asked, tick: datetime) -> Wanted:
         if ended.start.date() >= settings.first_day and not is_closed(layout, name, ended):
             if not is_worth_asking(hours, ended):
                 resting.append(name)
-            elif not _is_under_way(asked, layout, name, ended):
+            elif not _is_under_way(asked, settings, name, ended):
                 due.append(name)
         for hour in hours.missing:
-            if hour.start.date() < settings.first_day or _is_under_way(asked, layout, name, hour):
+            if hour.start.date() < settings.first_day or _is_under_way(asked, settings, name, hour):
                 continue
-            if has_rested(asked.tries(key, str(hour)), tick):
+            if has_rested(asked.tries(key, str(hour), by_themselves=True), tick):
                 missing[hour].append(name)
     stretches = list(stretches_of(missing))[:STRETCHES_PER_TICK]
     return Wanted(Stretch(ended, ended, tuple(due)) if due else None, tuple(stretches), tuple(resting))
@@ -84,11 +83,12 @@ def look_back_span(settings: Settings) -> timedelta:
     return min(LOOK_BACK, timedelta(days=settings.retention.keep.hourly_days))
 
 
-def _is_under_way(asked: Asked, layout: Layout, database: str, hour: Hour) -> bool:
+def _is_under_way(asked: Asked, settings: Settings, database: str, hour: Hour) -> bool:
     key = asset_key(database, WAL_BUNDLE)
-    if asked.is_under_way(key, str(hour), patience=UNLOCKED):
+    if asked.is_under_way(key, str(hour), patience=timedelta(seconds=settings.dagster.dead_run_after_s)):
         return True
-    return asked.is_under_way(key, str(hour)) and durable.is_locked(layout.bundle_lock(database))
+    lock = Layout(settings.backup_root).bundle_lock(database)
+    return asked.is_under_way(key, str(hour)) and durable.is_locked(lock)
 
 
 def is_worth_asking(hours: BundledHours, ended: Hour) -> bool:

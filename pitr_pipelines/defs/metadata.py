@@ -11,7 +11,8 @@ import dagster as dg
 
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.catalog.manifest import Manifest
-from pitr_pipelines.catalog.records import BaseRecord, BundleRecord
+from pitr_pipelines.catalog.records import BaseRecord, BundleRecord, BundleState
+from pitr_pipelines.defs.names import BASE_BACKUP, WAL_BUNDLE, asset_key
 from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.wal.lsn import SegmentName
 
@@ -19,12 +20,14 @@ Metadata = dict[str, dg.MetadataValue[Any]]
 
 NEWEST_POINTS = 50
 _MIB = 1024 * 1024
+_HOUR_S = 3600
 
 
 def base_metadata(layout: Layout, record: BaseRecord) -> Metadata:
     """Describe a base backup. Its duration and rate are of the copying, by the server's clock."""
     duration_s = (record.ended_at - record.started_at).total_seconds()
     metadata: Metadata = {
+        **links(record.database, WAL_BUNDLE),
         "path": dg.MetadataValue.path(layout.base(record.database, record.day)),
         "size_bytes": dg.MetadataValue.int(record.size_bytes),
         "uncompressed_bytes": dg.MetadataValue.int(record.uncompressed_bytes),
@@ -54,6 +57,11 @@ def bundle_metadata(layout: Layout, record: BundleRecord) -> Metadata:
         "raw_bytes": dg.MetadataValue.int(record.raw_bytes),
         "segments": dg.MetadataValue.int(len(record.segments)),
     }
+    if record.state is BundleState.CLOSED:
+        # Of the running hour it is not known how much of it there is.
+        rate = record.raw_bytes / _MIB / _HOUR_S
+        metadata["wal_mib_per_s"] = dg.MetadataValue.float(round(rate, 4))
+    metadata |= links(record.database, BASE_BACKUP)
     if record.file is not None:
         metadata["path"] = dg.MetadataValue.path(layout.bundle(record.database, record.hour))
         _add_ratio(metadata, record.raw_bytes, size_bytes)
@@ -158,6 +166,7 @@ def restore_metadata(report: RestoreReport) -> Metadata:
         if check is not None:
             metadata[check.check] = dg.MetadataValue.text(check.problem or check.found or "")
             metadata[f"{check.check}_s"] = dg.MetadataValue.float(round(check.took_s, 3))
+    metadata |= links(report.database, BASE_BACKUP, WAL_BUNDLE)
     if report.plan:
         metadata["plan"] = dg.MetadataValue.json(report.plan)
     metadata |= work_metadata(report.total_s, report.base_bytes + report.wal_bytes)
@@ -171,6 +180,11 @@ def restore_metadata(report: RestoreReport) -> Metadata:
     if report.notes:
         metadata["notes"] = dg.MetadataValue.md("\n".join(f"- {note}" for note in report.notes))
     return metadata
+
+
+def links(database: str, *assets: str) -> Metadata:
+    """Return links to the assets of a database that something is made from, or is restored with."""
+    return {f"see_{asset}": dg.MetadataValue.asset(asset_key(database, asset)) for asset in assets}
 
 
 def show_table(columns: tuple[str, ...], rows: Iterable[tuple[str | float, ...]]) -> dg.MetadataValue[Any]:

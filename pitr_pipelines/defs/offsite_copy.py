@@ -194,6 +194,7 @@ def copy_metadata(report: CopyReport) -> Metadata:
                 for name, part in report.databases.items()
             ),
         ),
+        "see_restore_points": dg.MetadataValue.asset(RESTORE_POINTS),
         "missing": dg.MetadataValue.text(", ".join(report.missing) or "none"),
         "reads": dg.MetadataValue.int(report.reads),
     }

@@ -16,7 +16,7 @@ from dagster._core.definitions.unresolved_asset_job_definition import Unresolved
 from pitr_pipelines.catalog.drills import DrillReport, last_good_drill
 from pitr_pipelines.catalog.layout import Layout
 from pitr_pipelines.defs.failures import shown_as_failures
-from pitr_pipelines.defs.metadata import Metadata
+from pitr_pipelines.defs.metadata import Metadata, links
 from pitr_pipelines.defs.names import BASE_BACKUP, NO_RETRIES, WAL_BUNDLE, asset_key
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
@@ -180,6 +180,7 @@ def drill_metadata(report: DrillReport) -> Metadata:
         metadata["server_version"] = dg.MetadataValue.text(report.server_version)
     if report.plan is not None:
         metadata |= {
+            **links(report.database, BASE_BACKUP, WAL_BUNDLE),
             "base_backup": dg.MetadataValue.text(report.plan.base_day),
             "segments": dg.MetadataValue.int(report.plan.segments),
             "base_bytes": dg.MetadataValue.int(report.plan.base_bytes),

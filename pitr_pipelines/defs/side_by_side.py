@@ -88,6 +88,11 @@ def result_for(
     return future.result()  # type: ignore[return-value]
 
 
+def others_follow(context: dg.AssetExecutionContext) -> bool:
+    """Tell whether other steps of this run are still to take their results in this process."""
+    return context.run.run_id in _rounds
+
+
 def _databases_of(context: dg.AssetExecutionContext, settings: Settings, asset: str) -> Sequence[str]:
     """Return the databases whose steps this very process will come to; none if it has but one step."""
     run = context.run

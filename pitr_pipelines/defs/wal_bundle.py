@@ -2,7 +2,8 @@
 
 The databases of a run are bundled side by side. A backfill is one run over its hours, oldest first. An
 hour that fails stops no other; at the end the run fails and names each of them, and the hours that went
-well count all the same.
+well count all the same. The manifest, which costs as much as there are databases, is refreshed once a run:
+after the last of its databases, whatever became of any.
 """
 
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
@@ -21,7 +22,7 @@ from pitr_pipelines.defs.metadata import Metadata, bundle_metadata, work_metadat
 from pitr_pipelines.defs.names import WAL_ARCHIVE, WAL_BUNDLE, asset_key
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
-from pitr_pipelines.defs.side_by_side import result_for
+from pitr_pipelines.defs.side_by_side import others_follow, result_for
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.settings import Settings, asset_name
 from pitr_pipelines.units import show_bytes, show_duration
@@ -66,14 +67,13 @@ def _materialize(
             work.bundle(hour)
         return work
 
-    work = result_for(context, settings, database, WAL_BUNDLE, bundle_hours)
-    failed = [(str(hour), problem) for hour, problem in sorted((work.failed | work.not_closed).items())]
     try:
-        refresh_manifest(settings)
-    except PitrError as error:
-        failed.append(("the manifest", error))
-    except OSError as error:
-        failed.append(("the manifest", from_system(error)))
+        work = result_for(context, settings, database, WAL_BUNDLE, bundle_hours)
+    finally:
+        unrefreshed = None if others_follow(context) else _refresh(context, settings)
+    failed = [(str(hour), problem) for hour, problem in sorted((work.failed | work.not_closed).items())]
+    if unrefreshed is not None:
+        failed.append(("the manifest", unrefreshed))
     if failed:
         for _, problem in failed:
             context.log.error(str(problem))
@@ -86,6 +86,17 @@ def _materialize(
     for hour, metadata in work.made.items():
         context.add_asset_metadata(metadata, partition_key=str(hour))
     return dg.MaterializeResult()
+
+
+def _refresh(context: dg.AssetExecutionContext, settings: Settings) -> PitrError | None:
+    """Refresh the manifest; return why that was not possible."""
+    try:
+        refresh_manifest(settings)
+    except (PitrError, OSError) as error:
+        problem = error if isinstance(error, PitrError) else from_system(error)
+        context.log.error(f"the manifest was not refreshed: {problem}")
+        return problem
+    return None
 
 
 @dataclass

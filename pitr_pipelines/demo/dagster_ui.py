@@ -47,14 +47,19 @@ class DagsterUi:
     """A running Dagster. `api` can be used after `wait_until_ready`."""
 
     def __init__(self, place: Path, config: Path) -> None:
-        """Write the instance's files and start the code server; returns at once."""
+        """Write the instance's files and start the code server; returns at once.
+
+        An instance that is there already is taken up: its dagster.yaml stays as it is.
+        """
         self.home = place / "dagster"
         self._place = place
         self._socket = self.home / "code.sock"
         self._env = marked_environment(place, {"DAGSTER_HOME": str(self.home), CONFIG_VARIABLE: str(config)})
         self._workspace = self.home / "workspace.yaml"
-        self.home.mkdir(mode=0o700)
-        (self.home / "dagster.yaml").write_text(yaml.safe_dump(_INSTANCE))
+        self.home.mkdir(mode=0o700, exist_ok=True)
+        self._socket.unlink(missing_ok=True)  # of a code server that was killed
+        if not (self.home / "dagster.yaml").exists():
+            (self.home / "dagster.yaml").write_text(yaml.safe_dump(_INSTANCE))
         grpc = {"socket": str(self._socket), "location_name": LOCATION}
         self._workspace.write_text(yaml.safe_dump({"load_from": [{"grpc_server": grpc}]}))
         self._code_server = self._start("code-server", *_CODE_SERVER, "--socket", str(self._socket))

@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.manifest import Manifest, read_manifest, refresh_manifest
 from pitr_pipelines.defs import side_by_side, wal_bundle
 from pitr_pipelines.defs.build import build_definitions
 from pitr_pipelines.errors import ArchiveStalled
@@ -97,6 +98,56 @@ def test_one_that_fails_fails_alone(
     made = {event.step_key for event in result.all_events if event.is_step_materialization}
     assert len(made) == 4
     assert not side_by_side._rounds
+
+
+@pytest.mark.parametrize("failing", [(), ("db-2",), ("db-5",), NAMES])
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_the_manifest_is_refreshed_once_a_run_and_knows_all_that_was_made(
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    monkeypatch: pytest.MonkeyPatch,
+    failing: tuple[str, ...],
+    foreseen: bool,
+) -> None:
+    """Also when the last step is the one that fails, db-5's."""
+    refreshed: list[Settings] = []
+
+    def bundle(settings: Settings, database: str, hour: Hour, *, report: Report) -> BundleOutcome:
+        if database in failing:
+            raise ArchiveStalled("stands still", remedy="") if foreseen else RuntimeError("unforeseen")
+        return make_bundle(settings, database, hour, report=report)
+
+    def refresh(settings: Settings) -> Manifest:
+        refreshed.append(settings)
+        return refresh_manifest(settings)
+
+    monkeypatch.setattr(wal_bundle, "make_bundle", bundle)
+    monkeypatch.setattr(wal_bundle, "refresh_manifest", refresh)
+
+    _run(settings, instance, raise_on_error=False)
+
+    assert len(refreshed) == 1
+    held = read_manifest(Layout(settings.backup_root)).databases
+    known = {name for name, of in held.items() if of.system_identifier is not None}
+    assert known == set(NAMES) - set(failing)
+    assert not side_by_side._rounds
+
+
+def test_a_manifest_that_cannot_be_refreshed_fails_the_last_step_and_no_other(
+    settings: Settings, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refresh(settings: Settings) -> Manifest:
+        raise OSError(28, "No space left on device", "restore-points.json")
+
+    monkeypatch.setattr(wal_bundle, "refresh_manifest", refresh)
+
+    result = _run(settings, instance, raise_on_error=False)
+
+    failed = {event.step_key for event in result.all_events if event.is_step_failure}
+    assert failed == {"db_5__wal_bundle"}
+    for name in NAMES:
+        key = dg.AssetKey([name.replace("-", "_"), "wal_bundle"])
+        assert instance.get_materialized_partitions(key) == {str(HOUR)}, "it is made all the same"
 
 
 def test_only_the_databases_of_the_run_are_worked_on(
