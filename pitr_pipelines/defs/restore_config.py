@@ -24,7 +24,7 @@ PLAN_STEP = "plan_restore"
 RUN_STEP = "run_restore"
 
 _NAMED = 12
-"""So many databases are named in the Launchpad; of more, only the first."""
+"""So many databases are named in the Launchpad; the others are counted."""
 
 
 class WhatAtTarget(Enum):
@@ -41,7 +41,7 @@ class WhatToRestore(dg.Config):
     target_time: str | None = Field(
         default=None,
         description="The moment, within the chosen hour: everything committed by then, and nothing later. "
-        "Filled in with the end of the hour. Without an offset (+01:00 or Z) it is read in the configured "
+        "Without an offset (+01:00 or Z) it is read in the configured "
         "time zone. Default: the end of the hour.",
     )
     target_lsn: str | None = Field(
@@ -124,16 +124,19 @@ class WhereTo(dg.Config):
 def what_to_restore(databases: Iterable[str]) -> type[WhatToRestore]:
     """Return WhatToRestore with the field `database`, an Enum of those that are configured."""
     names = list(databases)
-    # Dagster takes two enums of one name for the same, within a process: so the name tells what is in it.
-    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
-    choice = Enum(f"Database_{digest}", {name: name for name in names})  # type: ignore[misc]
-    told = ", ".join(names) if len(names) <= _NAMED else f"{names[0]} or another one of pitr.yaml's"
+    told = " | ".join(names[:_NAMED])
+    if len(names) > _NAMED:
+        # Dagster takes two enums of one name for the same, within a process: so it tells what is in it.
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:8]
+        told += f" | {len(names) - _NAMED} more in pitr.yaml ({digest})"
+    # The name is what the Launchpad says of a database that it does not know, and beside the setting.
+    choice = Enum(f"({told})", {name: name for name in names})  # type: ignore[misc]
     return create_model(
         "WhatToRestore",
         __base__=WhatToRestore,
         database=(
             choice,
-            Field(description=f"Which database to restore: {told}. The original is not touched."),
+            Field(description="Which database to restore. The original is not touched."),
         ),
     )
 

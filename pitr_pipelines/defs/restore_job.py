@@ -48,8 +48,8 @@ from pitr_pipelines.wal.hours import Hour
 
 _DESCRIPTION = """Restore a database to a moment, in a new cluster beside the original, which is not touched.
 
-1. Open the Launchpad and choose the hour as partition (UTC). The form is filled in.
-2. Correct `database` and `target_time`; the pointer on a setting says what it means. Launch.
+1. Open the Launchpad and choose the hour as partition (UTC). Then its form is filled in.
+2. Correct `database` and `target_time`. The pointer on a setting shows what it means. Launch.
 3. The run's log shows the plan, then the progress, and at its end how to connect.
 
 One hour at a time: a backfill is refused."""
@@ -280,15 +280,15 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
 def what_next(report: RestoreReport) -> list[str]:
     """Return what to look at in a restored cluster, and how to be done with it."""
     look = (
-        f"  look      is the last transaction above the one you expect, and is what you miss there? If not, "
-        f"launch {RESTORE} again with another target_time; this cluster is in nobody's way"
+        "  look      is what you miss there, and the last transaction above the one you expect? If not, "
+        f"launch {RESTORE} again with another target_time"
     )
     if report.stands:
         return [look]
     return [
         look,
-        "  bring     a table back: pg_dump -t TABLE from this port, psql or pg_restore into the original",
-        f"  be done   end it, and delete {report.directory}",
+        "  copy out  a table: pg_dump -t TABLE from this port, then psql into the original",
+        f"  be done   end it, then delete {report.directory}",
     ]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from pitr_pipelines.demo.dagster_api import FinishedRun
 from pitr_pipelines.demo.dagster_ui import DagsterUi
 from pitr_pipelines.demo.moment import fetch_value
-from pitr_pipelines.demo.place import remove, workplace
+from pitr_pipelines.demo.place import abandoned, remove, workplace
 from pitr_pipelines.demo.processes import end_marked, end_servers
 from pitr_pipelines.demo.servers import (
     ORDER_DB,
@@ -24,6 +24,7 @@ from pitr_pipelines.demo.servers import (
     plan_servers,
     set_up_servers,
 )
+from pitr_pipelines.postgres.binaries import Binaries
 
 DAYS_BEFORE = 2
 """How many days before today have partitions."""
@@ -66,17 +67,22 @@ class Scene:
 
 @contextmanager
 def scene() -> Iterator[Scene]:
-    """Set everything up; end and remove it afterwards, whatever happened."""
+    """Set everything up; end and remove it afterwards, and before that what a killed one has left."""
     binaries = choose_binaries()
+    for left in abandoned():
+        _clear(left, binaries)
     with workplace() as place:
         try:
-            yield _set_up(
-                place, plan_servers(place, binaries, now=datetime.now(UTC) - timedelta(DAYS_BEFORE))
-            )
+            begun = datetime.now(UTC) - timedelta(DAYS_BEFORE)
+            yield _set_up(place, plan_servers(place, binaries, now=begun))
         finally:
-            end_marked(place)
-            end_servers(place, binaries)
-            remove(place)
+            _clear(place, binaries)
+
+
+def _clear(place: Path, binaries: Binaries) -> None:
+    end_marked(place)
+    end_servers(place, binaries)
+    remove(place)
 
 
 def _set_up(place: Path, plan: Plan) -> Scene:
