@@ -16,13 +16,14 @@ PYTEST_WORKERS ?= 2
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test soak lint format types bench clean pins
+.PHONY: help env demo test test-browser soak lint format types bench clean pins
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          two databases backed up and restored by Dagster, with the UI (ONCE=1: end after the story)'
 	@echo 'make env           only the environment, in .venv/'
 	@echo 'make test          unit, property and integration tests on real servers'
+	@echo 'make test-browser  the Dagster UI as a user clicks through it, in Chromium; screenshots in .screenshots/'
 	@echo 'make soak          restores to random targets of random stories, compared (MINUTES=60 SEED=... MAJORS="15 16 17 18")'
 	@echo 'make lint          ruff (lint and format) and mypy'
 	@echo 'make bench         the benchmarks, against their baselines'
@@ -36,10 +37,13 @@ demo: $(VENV)/.demo $(POSTGRES)
 test: $(VENV)/.dev $(POSTGRES)
 	PITR_REQUIRE_MAJORS=$(REQUIRED) $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal $(PYTEST)
 
+test-browser: $(VENV)/.browser $(POSTGRES)
+	$(BIN)/python -m pytest pitr_pipelines_tests/browser $(PYTEST)
+
 soak: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python -m pitr_pipelines_tests.oracle --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(addprefix --major ,$(MAJORS))
 
-lint: $(VENV)/.dev
+lint: $(VENV)/.browser
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -57,7 +61,7 @@ bench: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python benchmarks/bench_hundred.py --check
 
 clean:
-	rm -rf $(VENV) .demo .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info
+	rm -rf $(VENV) .demo .screenshots .pytest_cache .mypy_cache .ruff_cache .hypothesis build ./*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -75,6 +79,11 @@ $(VENV)/.base: requirements/base.txt pyproject.toml | $(BIN)/python
 # What only the demo needs: an S3 server.
 $(VENV)/.demo: requirements/demo.txt $(VENV)/.base | $(BIN)/python
 	@$(PIP) install --require-hashes --only-binary :all: -r requirements/demo.txt
+	@touch $@
+
+# What only the browser test and its types need: Playwright. Chromium itself is the system's.
+$(VENV)/.browser: requirements/browser.txt $(VENV)/.dev | $(BIN)/python
+	@$(PIP) install --require-hashes --only-binary :all: -r requirements/browser.txt
 	@touch $@
 
 $(VENV)/.dev: requirements/dev.txt $(VENV)/.base | $(BIN)/python
@@ -99,4 +108,6 @@ pins:
 		pyproject.toml requirements/build.in
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group demo --constraints requirements/dev.txt --output-file requirements/demo.txt
-	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
+	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt requirements/browser.txt

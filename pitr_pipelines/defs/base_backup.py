@@ -47,7 +47,8 @@ def build_base_backup(settings: Settings, database: str, partitions: Partitions)
         kinds={"postgres"},
         tags={"pitr/database": database},
         description=f"A whole, verified `pg_basebackup` of `{database}`, one a day (UTC). Restores start "
-        "from it. Only today's can be taken: the server has no yesterday to copy.",
+        "from it. Only today's can be taken: the server has no yesterday to copy. The job `restore` leads "
+        "back to a moment of a past day.",
     )
     def base_backup(context: dg.AssetExecutionContext, config: BaseBackupConfig) -> dg.MaterializeResult:  # type: ignore[type-arg]
         with shown_as_failures():

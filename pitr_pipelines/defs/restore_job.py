@@ -1,30 +1,38 @@
 """The job `restore`: the chosen hour's end, or an exact moment in it, in a new cluster of its own.
 
 The plan is logged before anything is touched, and it is the plan that is then carried out, also when
-the run is executed again from its failed step.
+the run is executed again from its failed step. How to connect is the last thing that is logged. What
+is wrong with the request is said before the first byte of a backup is read.
 """
 
 # Dagster reads the annotations of assets and ops as objects: no `from __future__ import annotations`.
 
-import hashlib
 from datetime import UTC, datetime
-from enum import Enum
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
-from pydantic import Field, create_model
 
 from pitr_pipelines.catalog.coverage import CLOCK_MARGIN
+from pitr_pipelines.defs.backfills import refuse_backfill
 from pitr_pipelines.defs.failures import shown_as_failures
 from pitr_pipelines.defs.metadata import restore_metadata
 from pitr_pipelines.defs.names import NO_RETRIES, RESTORE, RESTORED_CLUSTER, asset_key
 from pitr_pipelines.defs.partitions import Partitions
 from pitr_pipelines.defs.progress import LogProgress
+from pitr_pipelines.defs.restore_config import (
+    PLAN_STEP,
+    RUN_STEP,
+    WhatToRestore,
+    WhereTo,
+    filled_in,
+    what_to_restore,
+)
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.at_target import AtTarget, check_keeps_running
 from pitr_pipelines.restore.plan import Plan
+from pitr_pipelines.restore.report import RestoreReport
 from pitr_pipelines.restore.target import (
     HourTarget,
     ImmediateTarget,
@@ -38,97 +46,18 @@ from pitr_pipelines.restore.target import (
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.wal.hours import Hour
 
-PLAN_STEP = "plan_restore"
-RUN_STEP = "run_restore"
+_DESCRIPTION = """Restore a database to a moment, in a new cluster beside the original, which is not touched.
 
+1. Open the Launchpad and choose the hour as partition (UTC). Then its form is filled in.
+2. Correct `database` and `target_time`. The pointer on a setting shows what it means. Launch.
+3. The run's log shows the plan, then the progress, and at its end how to connect.
 
-class WhatAtTarget(Enum):
-    """`AtTarget`, with its words for names: those are what Dagster shows and takes."""
-
-    promote = AtTarget.PROMOTE
-    pause = AtTarget.PAUSE
-    shutdown = AtTarget.SHUTDOWN
-
-
-class WhatToRestore(dg.Config):
-    """What to restore; the hour is the run's partition. `database` joins in `build_restore_job`."""
-
-    target_time: str | None = Field(
-        default=None,
-        description="Exact moment within the chosen hour, such as '2026-01-29 14:30:00'; read in the "
-        "configured time zone unless it has an offset (+01:00 or Z). Default: the end of the hour.",
-    )
-    target_lsn: str | None = Field(
-        default=None,
-        description="Instead of a time, a place in the WAL, such as 0/3000028, written in that hour.",
-    )
-    target_name: str | None = Field(
-        default=None,
-        description="Instead of a time, a named restore point of that hour; the newest of that name.",
-    )
-    target_xid: int | None = Field(
-        default=None, description="Instead of a time, a transaction that ended in that hour."
-    )
-    target_immediate: bool = Field(
-        default=False, description="Instead of a time, a base backup alone, one that ended in that hour."
-    )
-    base: str | None = Field(
-        default=None,
-        description="With target_immediate: the day of the base backup (2026-01-29). Default: the newest.",
-    )
-    exclusive: bool = Field(
-        default=False, description="Leave out what is exactly at target_time, target_lsn or target_xid."
-    )
-    timeline: int | None = Field(
-        default=None,
-        ge=1,
-        description="A branch of history other than the one the server is on: one that was left behind by a "
-        "promotion or a restore.",
-    )
-
-
-class WhereTo(dg.Config):
-    """Where the restored cluster goes."""
-
-    directory: str | None = Field(
-        default=None,
-        description="New or empty directory, as an absolute path. Default: a new one below restore_root.",
-    )
-    port: int | None = Field(
-        default=None, ge=1, le=65535, description="Port of the restored server. Default: one that is free."
-    )
-    keep_running: bool = Field(
-        default=True, description="Leave the restored server running; otherwise stop it when it is done."
-    )
-    at_target: WhatAtTarget = Field(
-        default=WhatAtTarget.promote,
-        description="promote: make it a cluster of its own. pause: stay in recovery, running and read-only, "
-        "to look around. shutdown: the same, but stopped. `pitr restore --resume` goes on from either.",
-    )
-    tablespaces: dict[str, str] = Field(
-        default_factory=dict,
-        description="New or empty directories, as absolute paths, for tablespaces, by oid or by the location "
-        "that the original has. Default: below the restored cluster's directory.",
-    )
-    page_checks: bool = Field(
-        default=True,
-        description="Check every page's checksum, if there are any, before it is started.",
-    )
-    amcheck: bool = Field(
-        default=False, description="Run pg_amcheck over every database of the restored cluster."
-    )
+One hour at a time: a backfill is refused."""
 
 
 def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefinition:
-    """Build the job; its launchpad is filled in with the first database and every default."""
-    # Dagster takes two enums of one name for the same, within a process: so the name tells what is in it.
-    digest = hashlib.sha256("\n".join(settings.databases).encode()).hexdigest()[:8]
-    databases = Enum(f"Database_{digest}", {name: name for name in settings.databases})  # type: ignore[misc]
-    what = create_model(
-        "WhatToRestore",
-        __base__=WhatToRestore,
-        database=(databases, Field(description="Which database to restore; the original is not touched.")),
-    )
+    """Build the job; `restore_config` says what its Launchpad is filled in with."""
+    what = what_to_restore(settings.databases)
 
     @dg.op(
         name=PLAN_STEP,
@@ -148,21 +77,30 @@ def build_restore_job(settings: Settings, partitions: Partitions) -> dg.JobDefin
         with shown_as_failures():
             _restore(context, settings, plan, config)
 
+    def launchpad(key: str) -> dict[str, Any]:
+        return filled_in(settings, Hour.parse(key), datetime.now(UTC))
+
     @dg.job(
         name=RESTORE,
-        partitions_def=partitions.hours,
-        executor_def=dg.in_process_executor,
-        # On disk, so that a run can be executed again from its failed step with the same plan.
-        resource_defs={"io_manager": dg.FilesystemIOManager()},
-        config=_defaults(settings),
+        executor_def=dg.in_process_executor.configured({}, name="in_process"),
+        resource_defs={"io_manager": _plan_on_disk},
+        config=dg.PartitionedConfig(partitions.hours, run_config_for_partition_key_fn=launchpad),
         tags=NO_RETRIES,
-        description="Restore a database to a moment, in a new cluster beside the original. Choose the hour "
-        "as partition (UTC); for an exact moment in it give one of the target_… settings.",
+        description=_DESCRIPTION,
     )
     def restore() -> None:
         run_restore(plan_restore())
 
     return restore
+
+
+@dg.io_manager(config_schema={}, description="Keeps the plan for the second step.")
+def _plan_on_disk(context: dg.InitResourceContext) -> dg.IOManager:
+    """On disk, so that a run can be executed again from its failed step with the same plan.
+
+    Dagster's own, without its settings: the Launchpad would explain them before anything that matters.
+    """
+    return dg.FilesystemIOManager().create_io_manager(context)
 
 
 def choose_target(
@@ -243,26 +181,23 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
         )
 
 
-def _defaults(settings: Settings) -> dict[str, Any]:
-    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": True}
-    where |= {"at_target": str(AtTarget.PROMOTE)}
-    where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
-    what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
-    what |= {"target_lsn": None, "target_name": None, "target_xid": None}
-    what |= {"target_immediate": False, "base": None, "exclusive": False, "timeline": None}
-    return {"ops": {PLAN_STEP: {"config": what}, RUN_STEP: {"config": where}}}
-
-
 def _chosen_hour(context: dg.OpExecutionContext) -> Hour:
+    refuse_backfill(
+        context,
+        "a restore goes to one hour, not to every one of a backfill",
+        remedy="Open Jobs, restore, Launchpad, choose one hour as partition, and launch that. Nothing was "
+        "restored, and the rest of the backfill is called off.",
+    )
     keys = context.partition_key_range if context.has_partition_key_range else None
     if keys is not None and keys.start != keys.end:
         raise BadRequest(
             f"a restore goes to one hour, not to every one from {keys.start} to {keys.end}",
-            remedy="Launch it again with a single partition.",
+            remedy="Open Jobs, restore, Launchpad, choose one hour as partition, and launch that.",
         )
     if keys is None and not context.has_partition_key:
         raise BadRequest(
-            "no hour was chosen", remedy="Launch the job with a partition: the hour to restore, in UTC."
+            "no hour was chosen",
+            remedy="Open Jobs, restore, Launchpad, and choose the hour to restore as partition (UTC).",
         )
     return Hour.parse(context.partition_key)
 
@@ -273,6 +208,7 @@ def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, wha
     from pitr_pipelines.restore.prepare import plan_restore
 
     hour = _chosen_hour(context)
+    _check_where(context, settings)
     target = choose_target(
         hour,
         what.target_time,
@@ -281,9 +217,9 @@ def _plan(context: dg.OpExecutionContext, settings: Settings, database: str, wha
         lsn=what.target_lsn,
         name=what.target_name,
         xid=what.target_xid,
-        immediate=what.target_immediate,
+        immediate=bool(what.target_immediate),
         base=what.base,
-        exclusive=what.exclusive,
+        exclusive=bool(what.exclusive),
     )
     plan = plan_restore(settings, database, target, timeline=what.timeline, report=LogProgress(context.log))
     check_hour(plan, hour, settings.zone)
@@ -306,15 +242,13 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
     from pitr_pipelines.restore.verification import Verification
 
     hour = _chosen_hour(context)
-    at_target = where.at_target.value
-    check_keeps_running(at_target, where.keep_running)
-    directory = _absolute(where.directory)
+    check_keeps_running(where.then, where.keeps_running)
     destination = choose_destination(
         settings,
         plan,
-        to=directory,
+        to=_absolute(where.directory),
         port=where.port,
-        keep_running=where.keep_running,
+        keep_running=where.keeps_running,
         tablespaces=where.tablespaces,
     )
     context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
@@ -324,24 +258,57 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
         settings,
         plan,
         destination,
-        at_target=at_target,
-        verification=Verification(pages=where.page_checks, amcheck=where.amcheck),
+        at_target=where.then,
+        verification=Verification(pages=where.page_checks is not False, amcheck=bool(where.amcheck)),
         report=LogProgress(context.log),
         log=lambda line: context.log.info(line),
     )
-    for line in report.lines(settings.zone):
-        context.log.info(line)
-    metadata = restore_metadata(report)
+    # Before the report, because the page of a run shows the end of its log.
     context.log_event(
         dg.AssetMaterialization(
             asset_key(plan.database, RESTORED_CLUSTER),
             partition=str(hour),
             description=f"{plan.database}, restored to {plan.target}",
-            metadata=metadata,
+            metadata=restore_metadata(report),
         )
     )
-    context.add_output_metadata(metadata)
+    for line in (*report.lines(settings.zone), *what_next(report)):
+        context.log.info(line)
     report.raise_if_damaged()
+
+
+def what_next(report: RestoreReport) -> list[str]:
+    """Return what to look at in a restored cluster, and how to be done with it."""
+    look = (
+        "  look      is what you miss there, and the last transaction above the one you expect? If not, "
+        f"launch {RESTORE} again with another target_time"
+    )
+    if report.stands:
+        return [look]
+    return [
+        look,
+        "  copy out  a table: pg_dump -t TABLE from this port, then psql into the original",
+        f"  be done   end it, then delete {report.directory}",
+    ]
+
+
+def _check_where(context: dg.OpExecutionContext, settings: Settings) -> None:
+    """Refuse a directory or port that cannot be, which the second step would do only after all the reading.
+
+    What comes from an environment variable, as Dagster lets one write it, is left to that step.
+    """
+    from pitr_pipelines.restore.destination import check_directory, check_port
+
+    run_config: Any = context.run_config
+    where = run_config.get("ops", {}).get(RUN_STEP, {}).get("config") or {}
+    at_target, keep_running = where.get("at_target"), where.get("keep_running")
+    if isinstance(at_target, str) and isinstance(keep_running, bool):
+        check_keeps_running(AtTarget(at_target), keep_running)
+    directory, port = where.get("directory"), where.get("port")
+    if isinstance(directory, str) and (path := _absolute(directory)) is not None:
+        check_directory(settings, path)
+    if isinstance(port, int):
+        check_port(port)
 
 
 def _absolute(directory: str | None) -> Path | None:

@@ -135,7 +135,8 @@ def _not_today(name: str, day: date, today: date) -> BadRequest:
         f"a base backup of a past day cannot be taken from the server: {name} is no longer as it was "
         f"on {day} (it is {today} in UTC)",
         remedy="To get back to that day, restore from an older base backup and the WAL after it: "
-        f'`pitr restore {name} "{day} 12:00:00"`. A base backup taken now serves moments from now on.',
+        f'`pitr restore {name} "{day} 12:00:00"`, or the job restore in Dagster. A base backup taken now '
+        "serves moments from now on.",
     )
 
 

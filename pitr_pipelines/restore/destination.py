@@ -133,17 +133,12 @@ def choose_destination(
     `restore_root`, named for the database and the target. `port` is on 127.0.0.1; by default one
     that is free. `tablespaces` gives new or empty directories, by oid or by location on the source,
     to tablespaces that are not to lie in the restore's. `layout` is where the artifacts lie, if not in
-    `backup_root`. Raises DestinationInUse, DestinationUnusable
-    or BadRequest.
+    `backup_root`. Raises DestinationInUse, DestinationUnusable or BadRequest.
     """
     directory = (to or _new_name(settings, plan)).absolute().resolve()
     placed = resolve_places(plan.base, tablespaces or {})
-    account = server_account(settings.run_as)
     for place in (directory, *placed.values()):
-        _check_name(place)
-        _check_place(settings, place)
-        _check_empty(place)
-        _check_reach(place, account)
+        check_directory(settings, place)
     check_apart(directory, placed)
     _check_space(layout or Layout(settings.backup_root), plan, directory, placed)
     if port is None:
@@ -151,6 +146,15 @@ def choose_destination(
     else:
         check_port(port)
     return Destination(directory, port, keep_running, placed)
+
+
+def check_directory(settings: Settings, directory: Path) -> None:
+    """Check all of a directory but its room, for which one needs a plan. Raises as `choose_destination`."""
+    directory = directory.absolute().resolve()
+    _check_name(directory)
+    _check_place(settings, directory)
+    _check_empty(directory)
+    _check_reach(directory, server_account(settings.run_as))
 
 
 def claim(destination: Destination, plan: Plan, account: Account) -> None:

@@ -11,7 +11,8 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.defs.build import build_definitions
-from pitr_pipelines.defs.restore_job import WhatAtTarget, check_hour, choose_target
+from pitr_pipelines.defs.restore_config import WhatAtTarget
+from pitr_pipelines.defs.restore_job import check_hour, choose_target
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.stop import StopAtConsistency, StopAtXid
