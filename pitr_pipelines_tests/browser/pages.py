@@ -30,7 +30,7 @@ class Ui:
         self._screenshots = screenshots
 
     def shoot(self, name: str) -> None:
-        self.page.screenshot(path=self._screenshots / f"{name}.png")
+        self.page.screenshot(path=self._screenshots / f"{name}.png", animations="disabled")
 
     def button(self, name: str) -> Locator:
         return self.page.get_by_role("button", name=name)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 import pytest
+from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
 from pitr_pipelines.defs.build import build_definitions
-from pitr_pipelines.defs.restore_config import WhatAtTarget
+from pitr_pipelines.defs.restore_config import WhatAtTarget, WhereTo, filled_in, what_to_restore
 from pitr_pipelines.defs.restore_job import check_hour, choose_target
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.at_target import AtTarget
@@ -72,10 +75,17 @@ def test_the_end_of_the_running_hour_is_refused_with_a_time_that_works() -> None
 
 
 def _launch(
-    settings: Settings, instance: dg.DagsterInstance, config: dict[str, Any], **run: Any
+    settings: Settings,
+    instance: dg.DagsterInstance,
+    config: dict[str, Any],
+    where: dict[str, Any] | None = None,
+    **run: Any,
 ) -> dg.ExecuteInProcessResult:
     job = build_definitions(settings).resolve_job_def("restore")
-    ops = {"plan_restore": {"config": {"database": "order-db", **config}}}
+    ops = {
+        "plan_restore": {"config": {"database": "order-db", **config}},
+        "run_restore": {"config": where or {}},
+    }
     return job.execute_in_process(instance=instance, run_config={"ops": ops}, raise_on_error=False, **run)
 
 
@@ -112,11 +122,13 @@ def test_what_cannot_be_restored_is_refused_before_anything_is_touched(
 
 
 def test_only_configured_databases_can_be_chosen(settings: Settings, instance: dg.DagsterInstance) -> None:
-    with pytest.raises(dg.DagsterInvalidConfigError, match=r"not in enum type Database_\w+ got other-db"):
+    with pytest.raises(dg.DagsterInvalidConfigError, match=r"not in enum type \(order-db.*\) got other-db"):
         _launch(settings, instance, {"database": "other-db"}, partition_key="2026-03-10-13")
 
 
-def test_the_launchpad_is_filled_in(settings: Settings) -> None:
+def test_the_launchpad_is_filled_in_for_the_chosen_hour_and_no_more_than_people_change(
+    settings: Settings,
+) -> None:
     job = build_definitions(settings).resolve_job_def("restore")
     assert job.partitioned_config is not None
 
@@ -124,32 +136,98 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
 
     assert config == {
         "ops": {
-            "plan_restore": {
-                "config": {
-                    "database": "order-db",
-                    "target_time": None,
-                    "target_lsn": None,
-                    "target_name": None,
-                    "target_xid": None,
-                    "target_immediate": False,
-                    "base": None,
-                    "exclusive": False,
-                    "timeline": None,
-                }
-            },
-            "run_restore": {
-                "config": {
-                    "directory": None,
-                    "port": None,
-                    "keep_running": True,
-                    "at_target": "promote",
-                    "tablespaces": {},
-                    "page_checks": True,
-                    "amcheck": False,
-                }
-            },
+            "plan_restore": {"config": {"database": "order-db", "target_time": "2026-03-10 14:00:00+00:00"}},
+            "run_restore": {"config": {"at_target": "promote", "directory": None, "port": None}},
         }
     }
+
+
+def _time_filled_in(settings: Settings, hour: Hour) -> str:
+    time = filled_in(settings, hour, NOW.replace(microsecond=7))["ops"]["plan_restore"]["config"][
+        "target_time"
+    ]
+    assert isinstance(time, str)
+    return time
+
+
+def test_the_time_that_is_filled_in_can_be_restored(settings: Settings) -> None:
+    abroad = settings.model_copy(update={"timezone": "Europe/Paris"})
+    assert _time_filled_in(abroad, HOUR) == "2026-03-10 15:00:00+01:00"
+    assert _time_filled_in(settings, Hour.containing(NOW)) == "2026-03-10 15:20:00+00:00"
+    for hour in (HOUR, Hour.containing(NOW)):
+        target = choose_target(hour, _time_filled_in(abroad, hour), abroad.zone, NOW)
+        assert isinstance(target, TimeTarget)
+        assert target.moment == min(hour.end, NOW)
+
+
+def test_the_launchpad_explains_every_setting_and_fills_in_none_before_an_hour_is_chosen() -> None:
+    what = what_to_restore(["order-db"])
+    for name, field in {**what.model_fields, **WhereTo.model_fields}.items():
+        assert field.description, name
+        assert name == "database" or not field.get_default(call_default_factory=True), name
+
+
+def test_an_unknown_database_is_answered_with_those_there_are() -> None:
+    few, many = ([f"db-{number}" for number in range(count)] for count in (3, 40))
+    assert _names(few) == "(db-0 | db-1 | db-2)"
+    assert _names(many).startswith("(db-0 | db-1 | ")
+    assert "28 more in pitr.yaml" in _names(many)
+    # Dagster takes two enums of one name for the same.
+    assert _names(many) != _names([*many[:-1], "other"])
+
+
+def _names(databases: list[str]) -> str:
+    annotation = what_to_restore(databases).model_fields["database"].annotation
+    assert annotation is not None
+    return annotation.__name__
+
+
+def test_a_backfill_is_refused_and_the_rest_of_it_called_off(
+    settings: Settings, instance: dg.DagsterInstance
+) -> None:
+    backfill = PartitionBackfill(
+        "abcdefgh",
+        status=BulkActionStatus.REQUESTED,
+        from_failure=False,
+        tags={},
+        backfill_timestamp=NOW.timestamp(),
+        partition_names=["2026-03-10-13", "2026-03-10-14"],
+    )
+    instance.add_backfill(backfill)
+    for _ in backfill.partition_names or ():
+        tags = {"dagster/backfill": backfill.backfill_id}
+        refusal = _refusal(_launch(settings, instance, {}, partition_key="2026-03-10-13", tags=tags))
+        assert refusal.startswith("a restore goes to one hour, not to every one of a backfill")
+        assert "Launchpad" in refusal
+        kept = instance.get_backfill(backfill.backfill_id)
+        assert kept is not None
+        assert kept.status is BulkActionStatus.FAILING
+        assert kept.error is not None
+        assert kept.error.message == refusal
+
+
+def test_a_place_that_cannot_be_is_refused_before_any_backup_is_read(
+    settings: Settings, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "precious").touch()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        asked: list[tuple[dict[str, Any], str]] = [
+            ({"directory": str(full)}, f"{full} is not empty (it holds precious)"),
+            ({"directory": "here"}, "the directory 'here' is not an absolute path"),
+            ({"directory": str(settings.backup_root / "x")}, "lies in the backups themselves"),
+            ({"port": port}, f"the port {port} of 127.0.0.1 is taken"),
+            ({"at_target": "pause", "keep_running": False}, "cannot be left stopped"),
+        ]
+        for where, expected in asked:
+            result = _launch(settings, instance, {}, where, partition_key="2026-03-10-13")
+            # There is no base backup at all: that would be said first if anything had been read.
+            assert expected in _refusal(result)
+    where = {"directory": None, "port": None, "keep_running": False, "at_target": "shutdown"}
+    refusal = _refusal(_launch(settings, instance, {}, where, partition_key="2026-03-10-13"))
+    assert refusal.startswith("there is no base backup of order-db")
 
 
 def test_other_targets_than_times_can_be_given() -> None:

@@ -179,3 +179,32 @@ def test_the_restored_server_can_be_left_stopped_in_a_directory_of_ones_own(
     assert restored.metadata["directory"].value == str(directory)
     assert restored.metadata["running"].value is False
     assert not (directory / "data" / "postmaster.pid").exists()
+
+
+def test_a_restore_logs_its_plan_first_and_what_to_do_next_last(
+    server: TestServer, pitr_settings: SettingsMaker, instance: dg.DagsterInstance
+) -> None:
+    run = Run(pitr_settings(server), instance)
+    run("daily_base_backups", datetime.now(UTC).date().isoformat())
+    moment = _insert(server, 1)
+    run(
+        "restore",
+        str(Hour.containing(moment)),
+        config={
+            "plan_restore": {"database": "order-db", "target_time": moment.isoformat()},
+            "run_restore": {"keep_running": False},
+        },
+    )
+
+    (newest,) = instance.get_run_records(limit=1)
+    entries = instance.all_logs(newest.dagster_run.run_id)
+    said = [entry.user_message for entry in entries if not entry.is_dagster_event]
+    assert said[0] == f"restore order-db to {moment.astimezone(UTC).isoformat(sep=' ')}"
+    labels = [line.split()[0] for line in said if line.startswith("  ")]
+    assert labels[-5:] == ["start", "connect", "look", "copy", "be"]
+    # The page of a run shows the end of its log: nothing long comes after that.
+    last = max(number for number, entry in enumerate(entries) if not entry.is_dagster_event)
+    assert not any(
+        entry.is_dagster_event and entry.get_dagster_event().is_step_materialization
+        for entry in entries[last:]
+    )
