@@ -16,6 +16,7 @@ def wal_archive(settings: Settings, database: str) -> dg.AssetSpec:
         "wal-archive.sh; nothing in Dagster does. A sensor observes how far behind it is.",
         group_name=asset_name(database),
         kinds={"postgres", "shell"},
+        tags={"pitr/database": database},
         metadata={"path": dg.MetadataValue.path(Layout(settings.backup_root).wal(database))},
     )
 
@@ -29,6 +30,7 @@ def restored_cluster(settings: Settings, database: str, partitions: Partitions) 
         "Made by the `restore` job: choose the hour as its partition.",
         group_name=asset_name(database),
         kinds={"postgres"},
+        tags={"pitr/database": database},
         partitions_def=partitions.hours,
         metadata={"path": dg.MetadataValue.path(settings.restore_root)},
     )

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 SLOTS = 6
 """The `max_concurrent_runs` of the dagster.yaml in the docs."""
 UNDER_WAY = [dg.DagsterRunStatus.QUEUED, dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED]
-PATIENCE_S = 420.0
+PATIENCE_S = 900.0
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def installation(
         first_day=first.start.date().isoformat(),
         schedules={"bundle": "* * * * *", "base_backup": "* * * * *"},
         bundle={"archive_wait_s": 600, "keep_raw_hours": 0},
-        dagster={"dead_run_after_s": 10},
+        dagster={"dead_run_after_s": 25},
     )
     made = Installation(reachable_tmp, settings, pitr_settings.file, first)
     yield made
