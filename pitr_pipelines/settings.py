@@ -225,6 +225,11 @@ class DagsterSettings(_Model):
     keep_runs_days: int = Field(
         default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
     )
+    executor: Literal["processes", "k8s"] = Field(
+        default="processes",
+        description="how a run takes the base backups of several databases: `processes`, two at a time; "
+        "`k8s`, each in a pod of its own (needs dagster-k8s; docs/kubernetes/)",
+    )
 
 
 class Settings(_Model):
