@@ -6,7 +6,7 @@ Settings only: nothing here needs Dagster, or an address to answer.
 from __future__ import annotations
 
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -36,7 +36,7 @@ Link = Annotated[str, AfterValidator(_link)]
 
 
 class DagsterSettings(BaseModel):
-    """How much of its own history Dagster keeps, when a run counts as dead, and what its pages link to."""
+    """How much of its own history Dagster keeps, how it runs, and what its pages link to."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
@@ -62,4 +62,9 @@ class DagsterSettings(BaseModel):
         default=None,
         description="where this repository's files can be read: assets then link to it as their source; "
         "default: the files where Dagster runs",
+    )
+    executor: Literal["processes", "k8s"] = Field(
+        default="processes",
+        description="how a run takes the base backups of several databases: `processes`, two at a time; "
+        "`k8s`, each in a pod of its own (needs dagster-k8s; docs/kubernetes/)",
     )

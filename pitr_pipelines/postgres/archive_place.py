@@ -158,9 +158,12 @@ def _sharing_step(archive: Path, owner: ServerOwner | None, server_archive: str)
     there = archive.is_dir()
     if owner is None:
         whom, uid = "the server is not on this machine", DEBIAN_UID
-        done = there and archive.stat().st_uid != os.geteuid() and reading_trouble(archive) is None
+        # Either the directory is the server's user's, or its group is one that he is in, too.
+        shared = there and bool(archive.stat().st_mode & stat.S_ISGID) and archive.stat().st_mode & 0o020
+        done = there and reading_trouble(archive) is None
+        done = done and bool(shared or archive.stat().st_uid != os.geteuid())
         more = f" (Debian's images run as uid {DEBIAN_UID}, Alpine's as {ALPINE_UID}); for it, that is "
-        more += server_archive
+        more += f"{server_archive}. Or let its user be in group {os.getegid()}"
     else:
         whom, uid, more = f"the server runs as {owner.name}", owner.uid, ""
         server = server_on_this_machine(owner.uid, owner.gid)

@@ -349,14 +349,20 @@ def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | N
     )
     script = script_here(layout, settings.database(name))
     if server is not None and archiver is not None and archive.is_dir():
-        # Of a user that we conclude from the version alone, success has the last word.
-        proven = archiver.last_archived_at is not None and not archiver.is_failing
-        writing = archiving_trouble(archive, script, server) if server.certain or not proven else None
+        # Of a user that we conclude from the version alone, success has the last word; and his groups are not
+        # known, so before the first segment a directory that some group may write to is left to prove itself.
+        unproven = archiver.last_archived_at is None and not archive.stat().st_mode & 0o022
+        doubtful = server.certain or archiver.is_failing or unproven
+        writing = archiving_trouble(archive, script, server) if doubtful else None
         who = show_uid(server.user.uid)
         yield (
             _trouble("server's rights", writing)
             if writing is not None
-            else Finding("server's rights", True, f"it runs as {who}" if server.certain else "it archives")
+            else Finding(
+                "server's rights",
+                True,
+                f"it runs as {who}" if server.certain else "nothing speaks against them",
+            )
         )
     forgeable = forgeable_script(script) if script is not None else None
     if forgeable is not None:
