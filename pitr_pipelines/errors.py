@@ -142,7 +142,8 @@ def storage_failed(error: OSError) -> StorageFailed:
 
 
 def _user() -> str:
+    # The number always: in containers it is what owners are compared by, and it may have no name.
     try:
-        return pwd.getpwuid(os.geteuid()).pw_name
+        return f"uid {os.geteuid()}, {pwd.getpwuid(os.geteuid()).pw_name}"
     except KeyError:
         return f"uid {os.geteuid()}"

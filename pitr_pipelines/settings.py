@@ -1,7 +1,7 @@
 """pitr.yaml: what is backed up, where to, and when. Read once, validated, then never changed.
 
 Reading the settings touches no server and no directory but the file itself. They hold no
-password: those come the libpq way, or from an environment variable that is named here.
+password: those come the libpq way, or from an environment variable or a file that is named here.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def _cron(expression: str) -> str:
 def _without_password(dsn: str) -> str:
     if _SECRET_IN_DSN.search(dsn) or _SECRET_IN_DSN.search(unquote(dsn)):
         raise ValueError(
-            "holds a password; take it out and use PGPASSFILE, a service file, or name an "
-            "environment variable that holds it in `password_env`"
+            "holds a password; take it out and use PGPASSFILE, a service file, or name a file that "
+            "holds it in `password_file`, or an environment variable in `password_env`"
         )
     return dsn
 
@@ -102,6 +102,11 @@ class DatabaseSettings(_Model):
     password_env: str | None = Field(
         default=None, description="environment variable that holds the role's password"
     )
+    password_file: Path | None = Field(
+        default=None,
+        description="file that holds the role's password and nothing else, such as a mounted secret; read "
+        "at each connection. Not together with `password_env`",
+    )
     archive_directory: str | None = Field(
         default=None,
         description="the WAL archive's directory as the server sees it; default: "
@@ -121,6 +126,17 @@ class DatabaseSettings(_Model):
     objectives: Objectives = Field(
         default=Objectives(), description="what is promised; what is left out follows from the schedules"
     )
+
+    @model_validator(mode="after")
+    def _one_password(self) -> DatabaseSettings:
+        if self.password_env is not None and self.password_file is not None:
+            raise ValueError("names a password_env and a password_file; keep the one that holds the password")
+        return self
+
+    @property
+    def has_password(self) -> bool:
+        """Whether the settings themselves name a password, so that libpq's ways do not count."""
+        return self.password_env is not None or self.password_file is not None
 
 
 class Schedules(_Model):
@@ -380,6 +396,12 @@ def parse_settings(values: dict[str, Any], *, source: Path) -> Settings:
         update={
             "alerts": alerts,
             "backup_root": here / settings.backup_root,
+            "databases": {
+                name: database.model_copy(update={"password_file": here / database.password_file})
+                if database.password_file is not None
+                else database
+                for name, database in settings.databases.items()
+            },
             "restore_root": here / settings.restore_root,
             "offsite": offsite,
             "binaries": {major: here / path for major, path in settings.binaries.items()},

@@ -140,8 +140,10 @@ def check(ctx: click.Context, databases: tuple[str, ...], as_json: bool) -> None
             click.secho(name, bold=True)
             for finding in found:
                 mark = click.style("ok  ", fg="green") if finding.ok else click.style("FAIL", fg="red")
+                if finding.ok and finding.remedy:
+                    mark = click.style("warn", fg="yellow")
                 click.echo(f"  {mark}  {finding.subject}: {finding.detail}")
-                if not finding.ok and finding.remedy:
+                if finding.remedy:
                     click.echo(
                         "".join(f"          {line}\n" for line in finding.remedy.splitlines()), nl=False
                     )

@@ -137,8 +137,8 @@ def secrets_of(session: boto3.Session) -> tuple[str, ...]:
     if credentials is None or not credentials.access_key or not credentials.secret_key:
         raise SettingsError(
             "no credentials for the off-site copy were found",
-            remedy="Give them the boto3 way: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, ~/.aws, "
-            "`profile`, or the role of the instance.",
+            remedy="Give them the boto3 way: a file that AWS_SHARED_CREDENTIALS_FILE names, ~/.aws, "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, `profile`, or the role of the instance.",
         )
     return tuple(secret for secret in (credentials.secret_key, credentials.token) if secret)
 

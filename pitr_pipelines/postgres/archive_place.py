@@ -7,7 +7,8 @@ opened as far as the server needs: others may pass through them, not list them.
 from __future__ import annotations
 
 import os
-import pwd
+import shlex
+import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
@@ -15,6 +16,15 @@ from pathlib import Path
 
 from pitr_pipelines import durable
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.catalog.rights import (
+    ALPINE_UID,
+    DEBIAN_UID,
+    archiving_trouble,
+    reading_trouble,
+    server_on_this_machine,
+    show_uid,
+)
+from pitr_pipelines.catalog.rights import ARCHIVE_MODE as SHARED_MODE
 from pitr_pipelines.errors import ServerNotReady
 from pitr_pipelines.postgres.account import Account, run
 from pitr_pipelines.postgres.prepare_plan import State, Step
@@ -24,6 +34,7 @@ IDENTITY_FILE = "system_identifier"
 """In the archive: which cluster it belongs to, in decimal. wal-archive.sh reads it."""
 
 ARCHIVE_MODE = 0o750
+"""Of an archive that we make while nobody else has to read it."""
 _SCRIPT = ("pitr_pipelines.wal", "wal-archive.sh")
 _SCRIPT_MODE = 0o755
 
@@ -37,10 +48,7 @@ class ServerOwner:
 
     @property
     def name(self) -> str:
-        try:
-            return pwd.getpwuid(self.uid).pw_name
-        except KeyError:
-            return str(self.uid)
+        return show_uid(self.uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,28 +135,8 @@ def archive_steps(
     steps.append(_identity_step(archive, system_identifier, belongs_to))
     if install_script:
         steps.append(_script_step(layout.archive_script))
-    if owner is None:
-        steps.append(
-            LocalStep(
-                Step(
-                    f"the server is not on this machine: let its system user write to {server_archive} "
-                    f"(here {archive}) and this one read there; the official images run as uid 999 "
-                    "(Debian) or 70 (Alpine)",
-                    State.BY_HAND,
-                )
-            )
-        )
-    elif owner.uid != os.geteuid() and os.geteuid() != 0:
-        steps.append(
-            LocalStep(
-                Step(
-                    f"the server runs as {owner.name}: as root, run chown {owner.name}:{os.getegid()} "
-                    f"'{archive}' && chmod 2750 '{archive}'",
-                    State.BY_HAND,
-                )
-            )
-        )
-    return steps
+    shared = _sharing_step(archive, owner, server_archive)
+    return [*steps, LocalStep(shared)] if shared is not None else steps
 
 
 def unreachable_by(owner: ServerOwner, archive: Path, script: Path) -> str | None:
@@ -160,6 +148,29 @@ def unreachable_by(owner: ServerOwner, archive: Path, script: Path) -> str | Non
         if run(account, ["/bin/sh", "-c", 'test "$1" "$2"', "sh", test, path]).returncode != 0:
             return f"{owner.name}, whom the server runs as, cannot {right} {path}"
     return None
+
+
+def _sharing_step(archive: Path, owner: ServerOwner | None, server_archive: str) -> Step | None:
+    """Return how to let another user's server write to the archive and us read there, if it needs a hand."""
+    if owner is not None and os.geteuid() in (0, owner.uid):
+        return None
+    there = archive.is_dir()
+    if owner is None:
+        whom, uid = "the server is not on this machine", DEBIAN_UID
+        done = there and archive.stat().st_uid != os.geteuid() and reading_trouble(archive) is None
+        more = f" (Debian's images run as uid {DEBIAN_UID}, Alpine's as {ALPINE_UID}); for it, that is "
+        more += server_archive
+    else:
+        whom, uid, more = f"the server runs as {owner.name}", owner.uid, ""
+        server = server_on_this_machine(owner.uid, owner.gid)
+        done = there and archiving_trouble(archive, None, server) is None and reading_trouble(archive) is None
+    if done:
+        return Step(f"{whom}; {archive} belongs to {show_uid(archive.stat().st_uid)}", State.ALREADY)
+    path = shlex.quote(str(archive))
+    return Step(
+        f"{whom}: as root, run chown {uid}:{os.getegid()} {path} && chmod {SHARED_MODE:o} {path}{more}",
+        State.BY_HAND,
+    )
 
 
 def _checked_owner(archive: Path, database: str, system_identifier: str) -> str | None:
@@ -191,10 +202,12 @@ def _directory_step(archive: Path, owner: ServerOwner | None) -> LocalStep:
     def act() -> None:
         made = not archive.is_dir()
         durable.make_directory(archive)
+        # Somebody who shares it with a group has said so with this bit, which chown may clear.
+        shared = not made and bool(archive.stat().st_mode & stat.S_ISGID)
         if may_give and owner is not None:
-            os.chown(archive, owner.uid, owner.gid)
+            os.chown(archive, owner.uid, -1 if shared else owner.gid)
         if made or may_give:
-            archive.chmod(ARCHIVE_MODE)
+            archive.chmod(SHARED_MODE if shared else ARCHIVE_MODE)
 
     whose = f" of {owner.name}" if may_give and owner is not None else ""
     return LocalStep(Step(f"directory {archive}{whose}", State.TO_DO), act)

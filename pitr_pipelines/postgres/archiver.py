@@ -15,6 +15,7 @@ from typing import Any
 
 import psycopg
 
+from pitr_pipelines.catalog.rights import ServerUser, server_elsewhere, server_on_this_machine
 from pitr_pipelines.errors import ServerUnavailable
 from pitr_pipelines.postgres.archive_place import owner_on_this_machine
 from pitr_pipelines.postgres.connection import connect, identify
@@ -61,6 +62,10 @@ class ArchiverState:
     pg_wal_bytes: int | None
     pg_wal_free_bytes: int | None = None
     pg_wal_size_bytes: int | None = None
+    version: str = ""
+    """In the server's words, with the platform it was built for."""
+    runs_as: ServerUser | None = None
+    """Known only where the data directory is on this machine."""
 
     @property
     def archives(self) -> bool:
@@ -82,6 +87,11 @@ class ArchiverState:
         )
 
 
+def server_user(state: ArchiverState, archive: Path) -> ServerUser:
+    """Return whom a server runs as, as far as that can be told; `archive` is its archive here."""
+    return state.runs_as or server_elsewhere(archive, state.last_archived_wal, state.version)
+
+
 def read_archiver(
     name: str,
     database: DatabaseSettings,
@@ -98,7 +108,7 @@ def read_archiver(
         connected(connection)
         try:
             connection.execute("SELECT set_config('statement_timeout', %s, false)", [f"{timeout_s:g}s"])
-            return _read(connection)
+            return read_state(connection)
         except psycopg.Error as error:
             raise ServerUnavailable(
                 f"{name} answers, but not to what is asked about its archiving: {str(error).strip()}",
@@ -106,7 +116,8 @@ def read_archiver(
             ) from None
 
 
-def _read(connection: psycopg.Connection[Any]) -> ArchiverState:
+def read_state(connection: psycopg.Connection[Any]) -> ArchiverState:
+    """Read it over a connection that is there. Raises psycopg.Error."""
     identity = identify(connection)
     settings = dict(
         connection.execute(
@@ -147,7 +158,15 @@ def _read(connection: psycopg.Connection[Any]) -> ArchiverState:
         pg_wal_bytes=int(pg_wal[0]) if pg_wal else None,
         pg_wal_free_bytes=free[0] if free else None,
         pg_wal_size_bytes=free[1] if free else None,
+        version=_row(connection, "SELECT version()")[0],
+        runs_as=_runs_as(connection, identity.system_identifier),
     )
+
+
+def _runs_as(connection: psycopg.Connection[Any], system_identifier: str) -> ServerUser | None:
+    found = _if_allowed(connection, "SELECT current_setting('data_directory')")
+    owner = owner_on_this_machine(found[0], system_identifier) if found is not None else None
+    return server_on_this_machine(owner.uid, owner.gid) if owner is not None else None
 
 
 def _pg_wal_space(connection: psycopg.Connection[Any], system_identifier: str) -> tuple[int, int] | None:

@@ -20,6 +20,7 @@ from psycopg import conninfo as libpq
 from psycopg.rows import class_row
 
 from pitr_pipelines.errors import ServerUnavailable, SettingsError
+from pitr_pipelines.postgres.password import password_of
 from pitr_pipelines.settings import DatabaseSettings
 
 APPLICATION_NAME = "pitr"
@@ -41,8 +42,8 @@ _REMEDIES = (
     ),
     (
         ("password authentication failed", "no password supplied", "scram", "sasl"),
-        "Give the role's password by PGPASSFILE, a service file, or password_env in the settings "
-        "(the name of an environment variable that holds it).",
+        "Give the role's password by PGPASSFILE, a service file, or in the settings by password_file (a "
+        "file that holds it) or password_env (the name of an environment variable that does).",
     ),
     (
         ("failed to resolve", "could not translate host name", "name or service not known"),
@@ -94,7 +95,7 @@ def connect(name: str, database: DatabaseSettings, *, timeout_s: float = 5.0) ->
     """Connect to a database as its settings say, in autocommit mode.
 
     `timeout_s` is per host. Raises ServerUnavailable with the address, libpq's own words and what to
-    do; SettingsError if the dsn cannot be parsed or the variable in `password_env` is not set.
+    do; SettingsError if the dsn cannot be parsed, or the password that the settings name cannot be had.
     """
     password = password_of(name, database)
     return open_connection(name, parameters_of(name, database), password=password, timeout_s=timeout_s)
@@ -129,7 +130,7 @@ def open_connection(
 def child_connection(name: str, database: DatabaseSettings) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield a connection string without a password, and an environment, for a PostgreSQL program.
 
-    When `password_env` is set, the environment names a password file that exists, for our user
+    When the settings name a password, the environment names a password file that exists, for our user
     alone, until the block ends. Otherwise PGPASSFILE, PGPASSWORD and service files of our own
     environment apply. Messages are in English. Raises SettingsError like `connect`.
     """
@@ -177,28 +178,6 @@ SELECT s.system_identifier::text AS system_identifier,
        clock_timestamp() AS now
   FROM pg_control_system() s, pg_control_checkpoint() c, pg_control_init() i
 """
-
-
-def password_of(name: str, database: DatabaseSettings) -> str | None:
-    """Return the password that `password_env` points to, or None if the settings name none.
-
-    Raises SettingsError if the variable is not set, or holds what no password file can.
-    """
-    variable = database.password_env
-    if variable is None:
-        return None
-    password = os.environ.get(variable)
-    if not password:
-        raise SettingsError(
-            f"databases.{name}.password_env names the environment variable {variable}, which is not set",
-            remedy=f"Set {variable} to the role's password where this runs, or take password_env out.",
-        )
-    if "\n" in password or "\r" in password:
-        raise SettingsError(
-            f"the environment variable {variable} (databases.{name}.password_env) holds a line break",
-            remedy="PostgreSQL's password files cannot carry one; check how the variable is set.",
-        )
-    return password
 
 
 def parse_dsn(dsn: str, *, key: str) -> dict[str, Any]:

@@ -36,8 +36,8 @@ from pitr_pipelines.postgres.connection import (
     open_connection,
     parameters_of,
     parse_dsn,
-    password_of,
 )
+from pitr_pipelines.postgres.password import password_of
 from pitr_pipelines.postgres.prepare_plan import (
     Facts,
     RoleFacts,
@@ -72,7 +72,7 @@ def prepare(
     """Prepare the server of database `name` and return every step with how it stands now.
 
     `admin_dsn` is a superuser's connection string; by default the configured one is used, with the
-    password from `password_env`. Raises ServerUnavailable, SettingsError, and ServerNotReady (with
+    password that the settings name. Raises ServerUnavailable, SettingsError, and ServerNotReady (with
     nothing changed) if it is no superuser's, if the server is a standby or of an unsupported version,
     if it archives in another way and `replace_archive_command` is false, or if the archive belongs to
     another cluster.
@@ -214,7 +214,7 @@ def _wanted(name: str, settings: Settings, database: DatabaseSettings) -> Wanted
         dbname=str(parameters.get("dbname", "postgres")),
         archive_command=expected_archive_command(name, settings),
         archive_timeout_s=database.archive_timeout_s,
-        has_password=database.password_env is not None,
+        has_password=database.has_password,
     )
 
 

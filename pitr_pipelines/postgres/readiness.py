@@ -7,7 +7,6 @@ out; what can be, such as the archive's directory, is still looked at.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -19,8 +18,19 @@ from typing import Any
 import psycopg
 
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable
+from pitr_pipelines.catalog.rights import (
+    Trouble,
+    archiving_trouble,
+    forgeable_script,
+    keeping_trouble,
+    ourselves,
+    reading_trouble,
+    script_here,
+    show_uid,
+)
+from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable, SettingsError
 from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner, name_taken
+from pitr_pipelines.postgres.archiver import ArchiverState, read_state, server_user
 from pitr_pipelines.postgres.binaries import SUPPORTED_MAJORS, find_binaries
 from pitr_pipelines.postgres.connection import (
     ServerIdentity,
@@ -28,11 +38,10 @@ from pitr_pipelines.postgres.connection import (
     identify,
     open_connection,
     parameters_of,
-    password_of,
 )
+from pitr_pipelines.postgres.password import exposed_password_file, password_of
 from pitr_pipelines.postgres.prepare import SEALING_FUNCTIONS, expected_archive_command, role_of
-from pitr_pipelines.settings import Settings
-from pitr_pipelines.wal.lsn import classify
+from pitr_pipelines.settings import DatabaseSettings, Settings
 
 TOLERATED_SKEW = timedelta(seconds=2)
 NEEDED_WAL_SENDERS = 2
@@ -41,7 +50,10 @@ NEEDED_WAL_SENDERS = 2
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked at. `remedy` says what to do if it is not in order."""
+    """One thing that was looked at. `remedy` says what to do if it is not in order.
+
+    One that is `ok` and has a remedy is a warning: backups work, and something should be better.
+    """
 
     subject: str
     ok: bool
@@ -55,29 +67,55 @@ def check(name: str, settings: Settings) -> list[Finding]:
     A server that does not answer is a finding, not an error. Raises only BadRequest and SettingsError.
     """
     database = settings.database(name)
+    findings = list(_password(name, database))
+    if not all(finding.ok for finding in findings):
+        return [*findings, *_archive_findings(name, settings, None), _space(settings, None)]
     try:
         connection = connect(name, database)
     except ServerUnavailable as error:
         return [
+            *findings,
             Finding("connection", False, error.what, _hba_remedy(name, settings, error)),
             *_archive_findings(name, settings, None),
             _space(settings, None),
         ]
     with connection:
-        findings = []
         try:
             identity = identify(connection)
             findings.append(_connection(connection, identity))
             findings += _server_findings(name, settings, connection, identity)
             size_bytes = _size_bytes(connection)
+            archiver = read_state(connection)
         except psycopg.OperationalError as error:
             lost = f"the connection broke: {str(error).strip()}"
             findings.append(Finding("connection", False, lost, "Is the server still up? Check again."))
             return findings
     findings.append(_replication(name, settings, identity))
-    findings += _archive_findings(name, settings, identity.system_identifier)
+    findings += _archive_findings(name, settings, archiver)
     findings.append(_space(settings, size_bytes))
     return findings
+
+
+def _password(name: str, database: DatabaseSettings) -> Iterator[Finding]:
+    """Look at the password that the settings name. One that cannot be had must not hide other databases."""
+    if not database.has_password:
+        return
+    try:
+        password_of(name, database)
+    except SettingsError as error:
+        yield Finding("password", False, error.what, error.remedy)
+        return
+    exposed = exposed_password_file(database)
+    if exposed is not None:
+        yield Finding(
+            "password",
+            True,
+            f"every user of this machine or container can read {exposed}",
+            f"Better: chmod 640 '{exposed}' and chgrp it to a group of the user this runs as. compose shows "
+            "the host's file as it is; in Kubernetes say defaultMode: 0440 for the volume, and fsGroup.",
+        )
+        return
+    yield Finding("password", True, f"in {database.password_file or f'the variable {database.password_env}'}")
 
 
 def _connection(connection: psycopg.Connection[Any], identity: ServerIdentity) -> Finding:
@@ -283,49 +321,62 @@ def _hba_remedy(name: str, settings: Settings, error: PitrError) -> str:
     )
 
 
-def _archive_findings(name: str, settings: Settings, system_identifier: str | None) -> Iterator[Finding]:
-    archive = Layout(settings.backup_root).wal(name)
-    remedy = f"`pitr init-db {name}` creates it; where it is a mounted volume, mount it."
-    if not archive.is_dir():
+def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | None) -> Iterator[Finding]:
+    """Look at the archive, at who may do what there, and at our own directories; without a server, too."""
+    layout = Layout(settings.backup_root)
+    archive = layout.wal(name)
+    server = server_user(archiver, archive) if archiver is not None else None
+    reading = reading_trouble(archive, server)
+    if reading is not None:
+        yield _trouble("archive", reading)
+    elif archive.is_dir():
+        yield Finding("archive", True, str(archive))
+        yield from _archives_cluster(archive, archiver)
+    else:
+        remedy = f"`pitr init-db {name}` creates it; where it is a mounted volume, mount it."
         yield Finding("archive", False, f"there is no directory {archive}", remedy)
-        return
-    closed = _unreadable(archive)
-    if closed is not None:
-        yield Finding(
-            "archive",
-            False,
-            f"cannot read {closed}",
-            "Let the user this runs as read there (a common group).",
+    keeping = keeping_trouble(layout, name)
+    yield (
+        _trouble("our rights", keeping)
+        if keeping is not None
+        else Finding("our rights", True, f"we run as {ourselves()}")
+    )
+    script = script_here(layout, settings.database(name))
+    if server is not None and archiver is not None and archive.is_dir():
+        # Of a user that we conclude from the version alone, success has the last word.
+        proven = archiver.last_archived_at is not None and not archiver.is_failing
+        writing = archiving_trouble(archive, script, server) if server.certain or not proven else None
+        who = show_uid(server.user.uid)
+        yield (
+            _trouble("server's rights", writing)
+            if writing is not None
+            else Finding("server's rights", True, f"it runs as {who}" if server.certain else "it archives")
         )
-        return
-    yield Finding("archive", True, str(archive))
+    forgeable = forgeable_script(script) if script is not None else None
+    if forgeable is not None:
+        yield _trouble("archive script", forgeable)
+
+
+def _trouble(subject: str, trouble: Trouble) -> Finding:
+    return Finding(subject, False, trouble.what, trouble.remedy)
+
+
+def _archives_cluster(archive: Path, archiver: ArchiverState | None) -> Iterator[Finding]:
     owner = archive_owner(archive)
-    if system_identifier is None:
+    if archiver is None:
         return
     if owner is None:
         yield Finding("archive's cluster", True, "none yet; the first segment decides")
-    elif owner == system_identifier:
+    elif owner == archiver.system_identifier:
         yield Finding("archive's cluster", True, f"{owner}, which is this one")
     else:
         yield Finding(
             "archive's cluster",
             False,
-            f"{archive / IDENTITY_FILE} says {owner}, but the server is {system_identifier}",
+            f"{archive / IDENTITY_FILE} says {owner}, but the server is {archiver.system_identifier}",
             "Does the dsn lead to the right server? A new cluster needs a new name in the settings, or "
             "the old archive with its bundles and bases moved away.",
         )
-
-
-def _unreadable(archive: Path) -> Path | None:
-    """Return what of the archive we cannot read: the directory, its identity, or its newest file."""
-    if not os.access(archive, os.R_OK | os.X_OK):
-        return archive
-    names = os.listdir(archive)  # noqa: PTH208, names are all it takes
-    newest = max((name for name in names if classify(name) is not None), default=None)
-    for name in (IDENTITY_FILE, newest):
-        if name is not None and name in names and not os.access(archive / name, os.R_OK):
-            return archive / name
-    return None
 
 
 def _size_bytes(connection: psycopg.Connection[Any]) -> int:

@@ -14,7 +14,8 @@ from typing import Any
 import psycopg
 
 from pitr_pipelines.errors import ServerNotReady, ServerUnavailable
-from pitr_pipelines.postgres.connection import open_connection, parameters_of, password_of
+from pitr_pipelines.postgres.connection import open_connection, parameters_of
+from pitr_pipelines.postgres.password import password_of
 from pitr_pipelines.settings import DatabaseSettings
 from pitr_pipelines.wal.timelines import history_file_name
 

@@ -40,11 +40,19 @@ fail() {
 }
 
 # Why a tool failed, in one line: the first that it wrote (before it there may be the numbers of a
-# header dump), or its status when it wrote nothing.
+# header dump), or its status when it wrote nothing. Where access is missing, who asks and whose the
+# archive is, by numbers: in a container they often have no names, or other names than outside.
 reason() {
     text=${1#"${1%%[!0-9 $newline]*}"}
     first_line=${text%%"$newline"*}
     printf '%s' "${first_line:-it ended with status $2}"
+    case $first_line in
+        *[Pp]"ermission denied"*)
+            set -- $(exec ls -ldn "$archive" 2>/dev/null)
+            printf ' (this runs as uid %s, groups %s; %s is %s of uid %s, gid %s)' \
+                "$(id -u)" "$(id -G)" "$archive" "${1-?}" "${3-?}" "${4-?}"
+            ;;
+    esac
 }
 
 # Sets unused to the name of a temporary file that nobody has. Processes in different containers that

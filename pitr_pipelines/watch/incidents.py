@@ -59,6 +59,7 @@ class Kind(StrEnum):
     DRILL_OLD = "drill-old"
     STORAGE_GONE = "storage-gone"
     STORAGE_UNREADABLE = "storage-unreadable"
+    RIGHTS_WRONG = "rights-wrong"
     STORAGE_FULL = "storage-full"
     STORAGE_FILLING = "storage-filling"
     OFFSITE_UNDELIVERED = "offsite-undelivered"

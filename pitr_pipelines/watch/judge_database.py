@@ -229,6 +229,11 @@ def _why_failing(seen: Observation, server: ArchiverState, archive: Path) -> str
             "elsewhere and archives here, or the file was damaged. Stop the copy, then move its files out of "
             "the archive (docs/timelines.md says which). Nothing is lost while the server keeps its WAL."
         )
+    if seen.archiving is not None:
+        return (
+            f"{_sentence(seen.archiving.what)}. {seen.archiving.remedy} Nothing is lost while the server "
+            "keeps its WAL; it tries again by itself."
+        )
     return (
         f"The reason is in the server's log. Can the server's user write to {archive}, is there "
         "space, is the "
@@ -265,6 +270,12 @@ def _of_storage(
     def incident(kind: Kind, what: str, remedy: str) -> Incident:
         return Incident(kind, name, Scope.STORAGE, what, remedy)
 
+    if seen.rights:
+        yield incident(
+            Kind.RIGHTS_WRONG,
+            "; ".join(trouble.what for trouble in seen.rights),
+            "\n".join(trouble.remedy for trouble in seen.rights),
+        )
     lag_s = seen.lag_s
     if lag_s is None and watched > promises.recovery_point:
         yield incident(
@@ -310,6 +321,10 @@ def _of_storage(
             f"`pitr drill {name}` does one now. Is `drill_schedule` on?",
             Severity.WARNING,
         )
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _free(space: Space) -> str:

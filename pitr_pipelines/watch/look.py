@@ -21,7 +21,15 @@ from pitr_pipelines.catalog.drills import DrillOutcome, drill_history
 from pitr_pipelines.catalog.inventory import read_base_record
 from pitr_pipelines.catalog.layout import BASE_RECORD, Layout
 from pitr_pipelines.catalog.records import BundleRecord, read_record
-from pitr_pipelines.errors import ArtifactDamaged, PitrError, StorageFailed
+from pitr_pipelines.catalog.rights import (
+    Trouble,
+    archiving_trouble,
+    forgeable_script,
+    keeping_trouble,
+    reading_trouble,
+    script_here,
+)
+from pitr_pipelines.errors import ArtifactDamaged, PitrError, StorageFailed, storage_failed
 from pitr_pipelines.settings import DatabaseSettings, Settings
 from pitr_pipelines.wal import archive
 from pitr_pipelines.wal.lsn import SegmentName, WalFileKind
@@ -127,6 +135,39 @@ def look_at_stored(settings: Settings, database: str, *, now: datetime) -> Store
         last_good_drill=good,
         present=frozenset(file.name for file in files),
     )
+
+
+def look_at_archiving(settings: Settings, database: str, server: ArchiverState | PitrError) -> Trouble | None:
+    """Return what keeps a server's user from writing to its archive, as far as it can be told from here."""
+    from pitr_pipelines.postgres.archiver import server_user
+
+    if isinstance(server, PitrError):
+        return None
+    layout = Layout(settings.backup_root)
+    archive_here = layout.wal(database)
+    return archiving_trouble(
+        archive_here, script_here(layout, settings.database(database)), server_user(server, archive_here)
+    )
+
+
+def look_at_rights(settings: Settings, database: str) -> tuple[Trouble, ...]:
+    """Return what keeps us from reading a database's archive and from making its backups."""
+    layout = Layout(settings.backup_root)
+    script = script_here(layout, settings.database(database))
+    found = (
+        reading_trouble(layout.wal(database)),
+        keeping_trouble(layout, database),
+        forgeable_script(script) if script is not None else None,
+    )
+    return tuple(trouble for trouble in found if trouble is not None)
+
+
+def why_unreadable(settings: Settings, database: str, error: OSError) -> PitrError:
+    """Return what it means that the storage of a database could not be read."""
+    if isinstance(error, PermissionError):
+        for trouble in look_at_rights(settings, database):
+            return StorageFailed(trouble.what, remedy=trouble.remedy)
+    return storage_failed(error)
 
 
 def _bundled(layout: Layout, database: str) -> list[tuple[datetime, SegmentName]]:

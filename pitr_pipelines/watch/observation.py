@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 from pitr_pipelines.catalog.drills import DrillReport
+from pitr_pipelines.catalog.rights import Trouble
 from pitr_pipelines.errors import PitrError
 from pitr_pipelines.wal.lsn import Lsn, SegmentName
 
@@ -58,6 +59,10 @@ class Observation:
     server: ArchiverState | PitrError
     stored: StoredState | None
     space: Space | None
+    archiving: Trouble | None = None
+    """What keeps the server's user from writing to the archive, as far as it can be told from here."""
+    rights: tuple[Trouble, ...] = ()
+    """What keeps our own user from reading the archive and from making backups."""
 
     @property
     def lag_s(self) -> float | None:

@@ -19,7 +19,15 @@ from pitr_pipelines.watch.incidents import DAGSTER, OFFSITE, STORAGE, Findings
 from pitr_pipelines.watch.judge_database import judge_database
 from pitr_pipelines.watch.judge_storage import judge_offsite, judge_storage, storage_gone
 from pitr_pipelines.watch.lives import Life, News, advance, after_telling, news_for
-from pitr_pipelines.watch.look import ask_servers, is_there, look_at_space, look_at_stored
+from pitr_pipelines.watch.look import (
+    ask_servers,
+    is_there,
+    look_at_archiving,
+    look_at_rights,
+    look_at_space,
+    look_at_stored,
+    why_unreadable,
+)
 from pitr_pipelines.watch.memory import accept, remember, sample
 from pitr_pipelines.watch.message import Message, Tone, write_message
 from pitr_pipelines.watch.observation import Observation, Space, StoredState
@@ -152,7 +160,15 @@ def _look(
         stored, space = _look_at_storage(settings, now, look_at_space, seen)
     memories = {}
     for name in settings.databases:
-        observation = Observation(name, now, servers[name], stored.get(name), space)
+        observation = Observation(
+            name,
+            now,
+            servers[name],
+            stored.get(name),
+            space,
+            archiving=look_at_archiving(settings, name, servers[name]) if absent is None else None,
+            rights=look_at_rights(settings, name) if absent is None else (),
+        )
         memories[name] = remember(
             before.databases.get(name), observation, expected_command=expected_archive_command(name, settings)
         )
@@ -181,7 +197,7 @@ def _look_at_storage(
         try:
             stored[name] = look_at_stored(settings, name, now=now)
         except OSError as error:
-            unreadable[name] = storage_failed(error)
+            unreadable[name] = why_unreadable(settings, name, error)
     space = None
     try:
         space = look_at_space(root)

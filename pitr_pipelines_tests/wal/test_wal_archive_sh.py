@@ -476,7 +476,30 @@ def test_a_target_without_write_permission_is_one_clear_line(shell: Shell, site:
     finally:
         site.archive.chmod(0o755)
     assert_refused(result, site.archive, "ermission denied", "try again")
+    status = site.archive.stat()
+    assert f"uid {os.geteuid()}, groups {os.getegid()}" in result.stderr
+    assert f"{site.archive} is dr-xr-xr-x of uid {status.st_uid}, gid {status.st_gid})" in result.stderr
     assert site.archived() == {}
+
+
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+@pytest.mark.parametrize("mode", [0o750, 0o2770])
+def test_whatever_the_servers_umask_files_are_for_owner_and_group_alone(
+    shell: Shell, site: Site, umask: int, mode: int
+) -> None:
+    (site.archive / "system_identifier").unlink()
+    site.archive.chmod(mode)
+    source = site.write(SEGMENT, segment())
+
+    def set_umask() -> None:
+        os.umask(umask)
+
+    result = shell.run(site.archive, source, SEGMENT, preexec=set_umask)
+    assert (result.returncode, result.stderr.count("\n")) == (0, 1)
+    for name in (SEGMENT, "system_identifier"):
+        status = (site.archive / name).stat()
+        assert status.st_mode & 0o7777 == 0o640, name
+        assert status.st_gid == site.archive.stat().st_gid
 
 
 def small_files_only() -> None:
