@@ -225,6 +225,11 @@ class DagsterSettings(_Model):
     keep_runs_days: int = Field(
         default=30, ge=1, description="runs older than this are forgotten once what they made is gone"
     )
+    restored_servers: Literal["keep", "stop"] = Field(
+        default="keep",
+        description="what becomes of a restored server when its run is done; stop where each run is a "
+        "container of its own, with which a server in it would end",
+    )
 
 
 class Settings(_Model):

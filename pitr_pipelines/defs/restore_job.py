@@ -98,7 +98,9 @@ class WhereTo(dg.Config):
         default=None, ge=1, le=65535, description="Port of the restored server. Default: one that is free."
     )
     keep_running: bool = Field(
-        default=True, description="Leave the restored server running; otherwise stop it when it is done."
+        default=True,
+        description="Leave the restored server running; otherwise stop it when it is done. It cannot be left "
+        "running where each run has a container of its own (`dagster.restored_servers: stop`).",
     )
     at_target: WhatAtTarget = Field(
         default=WhatAtTarget.promote,
@@ -244,7 +246,8 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
 
 
 def _defaults(settings: Settings) -> dict[str, Any]:
-    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": True}
+    keeps = settings.dagster.restored_servers == "keep"
+    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": keeps}
     where |= {"at_target": str(AtTarget.PROMOTE)}
     where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
@@ -307,6 +310,13 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
 
     hour = _chosen_hour(context)
     at_target = where.at_target.value
+    if where.keep_running and settings.dagster.restored_servers == "stop":
+        raise BadRequest(
+            "a restored server cannot be left running here: this run's container ends with the run, and the "
+            "server would with it (`dagster.restored_servers: stop`)",
+            remedy="Launch it again with keep_running: false, then serve what it restored: "
+            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
+        )
     check_keeps_running(at_target, where.keep_running)
     directory = _absolute(where.directory)
     destination = choose_destination(
