@@ -97,10 +97,10 @@ class WhereTo(dg.Config):
     port: int | None = Field(
         default=None, ge=1, le=65535, description="Port of the restored server. Default: one that is free."
     )
-    keep_running: bool = Field(
-        default=True,
-        description="Leave the restored server running; otherwise stop it when it is done. It cannot be left "
-        "running where each run has a container of its own (`dagster.restored_servers: stop`).",
+    keep_running: bool | None = Field(
+        default=None,
+        description="Leave the restored server running; otherwise stop it when it is done. Default: true, but "
+        "false where `dagster.restored_servers` says stop, because a run's container takes it along.",
     )
     at_target: WhatAtTarget = Field(
         default=WhatAtTarget.promote,
@@ -246,8 +246,7 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
 
 
 def _defaults(settings: Settings) -> dict[str, Any]:
-    keeps = settings.dagster.restored_servers == "keep"
-    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": keeps}
+    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": _keeps_running(settings, None)}
     where |= {"at_target": str(AtTarget.PROMOTE)}
     where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
@@ -310,21 +309,15 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
 
     hour = _chosen_hour(context)
     at_target = where.at_target.value
-    if where.keep_running and settings.dagster.restored_servers == "stop":
-        raise BadRequest(
-            "a restored server cannot be left running here: this run's container ends with the run, and the "
-            "server would with it (`dagster.restored_servers: stop`)",
-            remedy="Launch it again with keep_running: false, then serve what it restored: "
-            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
-        )
-    check_keeps_running(at_target, where.keep_running)
+    keep_running = _keeps_running(settings, where.keep_running)
+    check_keeps_running(at_target, keep_running)
     directory = _absolute(where.directory)
     destination = choose_destination(
         settings,
         plan,
         to=directory,
         port=where.port,
-        keep_running=where.keep_running,
+        keep_running=keep_running,
         tablespaces=where.tablespaces,
     )
     context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
@@ -352,6 +345,19 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
     )
     context.add_output_metadata(metadata)
     report.raise_if_damaged()
+
+
+def _keeps_running(settings: Settings, asked: bool | None) -> bool:
+    """Return whether the restored server is to be left running. Raises BadRequest if it would end with the run."""
+    may = settings.dagster.restored_servers == "keep"
+    if asked and not may:
+        raise BadRequest(
+            "a restored server cannot be left running here: this run's container ends with the run, and the "
+            "server would with it (`dagster.restored_servers: stop`)",
+            remedy="Launch it again with keep_running: false, then serve what it restored: "
+            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
+        )
+    return may if asked is None else asked
 
 
 def _absolute(directory: str | None) -> Path | None:
