@@ -33,7 +33,8 @@ class Engine:
     """A running engine. `directory` has everything of it, volumes and all."""
 
     directory: Path
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | None
+    """None for an engine that somebody else ends."""
 
     @property
     def socket(self) -> Path:
@@ -74,7 +75,9 @@ class Engine:
         )
         out, err = done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace")
         if done.returncode != 0:
-            raise CommandFailed(f"{' '.join(argv)} ended with {done.returncode}:\n{out[-3000:]}\n{err[-6000:]}")
+            raise CommandFailed(
+                f"{' '.join(argv)} ended with {done.returncode}:\n{out[-3000:]}\n{err[-6000:]}"
+            )
         return out
 
     def inspect(self, *names: str) -> list[dict[str, Any]]:
@@ -101,7 +104,9 @@ class Engine:
 @contextmanager
 def private_engine() -> Iterator[Engine]:
     """Start an engine, and end and remove it after the block, with its containers. Raises AssertionError."""
-    directory = Path(tempfile.mkdtemp(prefix="pitr-docker-", dir="/var/tmp"))  # the socket's path must be short
+    directory = Path(
+        tempfile.mkdtemp(prefix="pitr-docker-", dir="/var/tmp")
+    )  # the socket's path must be short
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -119,10 +124,10 @@ def private_engine() -> Iterator[Engine]:
         )
     engine = Engine(directory, process)
     try:
-        _wait(engine, log)
+        _wait(engine, process, log)
         yield engine
     finally:
-        _end(engine)
+        _end(engine, process)
 
 
 def _storage_driver(directory: Path) -> str:
@@ -141,32 +146,32 @@ def _storage_driver(directory: Path) -> str:
     return "overlay2" if laid.returncode == 0 else "vfs"
 
 
-def _wait(engine: Engine, log: Path) -> None:
+def _wait(engine: Engine, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_S
     while True:
         try:
             engine.docker("version")
             return
         except CommandFailed as error:
-            if engine.process.poll() is None and time.monotonic() < deadline:
+            if process.poll() is None and time.monotonic() < deadline:
                 time.sleep(0.2)
                 continue
             raise AssertionError(f"the engine does not start: {error}\n{log.read_text()[-4000:]}") from None
 
 
-def _end(engine: Engine) -> None:
+def _end(engine: Engine, process: subprocess.Popen[bytes]) -> None:
     try:
         containers = engine.docker("ps", "--all", "--quiet").split()
         if containers:
             engine.docker("rm", "--force", "--volumes", *containers)
     except (CommandFailed, subprocess.TimeoutExpired):
         pass  # it is ended below, and its containers with it
-    engine.process.terminate()
+    process.terminate()
     try:
-        engine.process.wait(STOP_S)
+        process.wait(STOP_S)
     except subprocess.TimeoutExpired:
-        os.killpg(engine.process.pid, signal.SIGKILL)
-        engine.process.wait()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
     mounts = Path("/proc/self/mounts").read_text().splitlines()
     below = [line.split()[1] for line in mounts if line.split()[1].startswith(f"{engine.directory}/")]
     for mount in sorted(below, key=len, reverse=True):

@@ -29,13 +29,14 @@ IMAGES: Mapping[str, str] = {
 }
 _MIRROR = "http://deb.debian.org/debian"
 _SUITE = "bookworm"
-_BASE_PACKAGES = (
-    "ca-certificates,gosu,libgssapi-krb5-2,libicu72,liblz4-1,libossp-uuid16,libxml2,libzstd1,locales,tzdata,wget"
-)
+_BASE_PACKAGES = "ca-certificates,gosu,libgssapi-krb5-2,libicu72,liblz4-1,libossp-uuid16,libxml2,libzstd1,locales,tzdata,wget"
 _PYTHON = (3, 11)
 """Debian 12's, which the stand-in for the Python image has."""
 
-_WHEEL_PLATFORMS = ("manylinux2014", *(f"manylinux_2_{glibc}" for glibc in (36, 35, 34, 31, 28, 24, 17, 12, 5)))
+_WHEEL_PLATFORMS = (
+    "manylinux2014",
+    *(f"manylinux_2_{glibc}" for glibc in (36, 35, 34, 31, 28, 24, 17, 12, 5)),
+)
 
 
 def build_images(engine: Engine, work: Path) -> None:

@@ -133,7 +133,9 @@ class Stack:
             state = container["State"]
             name = container["Config"]["Labels"]["com.docker.compose.service"]
             says = state.get("Health", {}).get("Status")
-            states[name] = says or (f"exited {state['ExitCode']}" if state["Status"] == "exited" else state["Status"])
+            states[name] = says or (
+                f"exited {state['ExitCode']}" if state["Status"] == "exited" else state["Status"]
+            )
         return states
 
     def run_containers(self) -> list[dict[str, Any]]:
@@ -168,7 +170,9 @@ class Stack:
         try:
             wait_for("the stack is ready", look)
         except AssertionError as error:
-            raise AssertionError(f"{error}: {obstacle}\n{self.compose('logs', '--tail', '20')[-8000:]}") from None
+            raise AssertionError(
+                f"{error}: {obstacle}\n{self.compose('logs', '--tail', '20')[-8000:]}"
+            ) from None
 
     def _obstacle(self) -> str | None:
         bad = {name: how for name, how in self.health().items() if how not in ("healthy", "exited 0")}
@@ -213,7 +217,9 @@ class Stack:
         """Return the container of a run, once it runs."""
 
         def look() -> dict[str, Any] | None:
-            found = self.engine.containers("label=pitr.run=true", f"label=dagster/run_id={run_id}", "status=running")
+            found = self.engine.containers(
+                "label=pitr.run=true", f"label=dagster/run_id={run_id}", "status=running"
+            )
             return found[0] if found and found[0]["State"]["Pid"] else None
 
         return wait_for(f"run {run_id} has a container", look)
@@ -226,11 +232,15 @@ class Stack:
             assert time.monotonic() < deadline, "what was waited for did not come"
             assert Path(f"/proc/{pid}").exists(), "the run ended before it was killed"
         os.kill(pid, signal.SIGKILL)
-        wait_for("its container is gone", lambda: not self.engine.containers(f"label=dagster/run_id={run_id}"))
+        wait_for(
+            "its container is gone", lambda: not self.engine.containers(f"label=dagster/run_id={run_id}")
+        )
 
     def newest_tick(self, schedule: str) -> float:
         """Return when a schedule fired last, in seconds since 1970; 0 if it never did."""
-        answer = self.api.ask(_TICKS, {"selector": {**_REPOSITORY, "scheduleName": schedule}})["scheduleOrError"]
+        answer = self.api.ask(_TICKS, {"selector": {**_REPOSITORY, "scheduleName": schedule}})[
+            "scheduleOrError"
+        ]
         ticks = answer.get("scheduleState", {}).get("ticks", [])
         return max((float(tick["timestamp"]) for tick in ticks), default=0.0)
 
@@ -238,7 +248,17 @@ class Stack:
         """Serve a restored cluster on a port, as docs/containers.md says, and return its container's name."""
         name = f"restored-{port}"
         self.compose(
-            *("run", "--detach", "--rm", "--name", name, "--publish", f"127.0.0.1:{port}:5432", "restored", directory)
+            *(
+                "run",
+                "--detach",
+                "--rm",
+                "--name",
+                name,
+                "--publish",
+                f"127.0.0.1:{port}:5432",
+                "restored",
+                directory,
+            )
         )
         return name
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import socket
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +36,9 @@ def test_what_was_backed_up_by_runs_in_containers_is_restored_and_answers(alone:
         port = free_port()
         name = alone.serve_restored(str(restored.metadata["directory"]), port)
         try:
-            rows = wait_for("the restored cluster answers", lambda: _orders(port, alone.secret("order_db_password")))
+            rows = wait_for(
+                "the restored cluster answers", lambda: _orders(port, alone.secret("order_db_password"))
+            )
             assert rows == 20001
         finally:
             alone.engine.docker("stop", name)
@@ -67,7 +67,10 @@ def test_nothing_is_lost_by_down_and_up_and_the_schedules_go_on(alone: Stack) ->
 
     assert before <= _listing(alone)
     assert alone.psql("inventory-db", "SELECT answer FROM kept") == "42"
-    assert int(alone.psql("dagster-db", "SELECT count(*) FROM runs", dbname="dagster", user="dagster")) >= runs_before
+    assert (
+        int(alone.psql("dagster-db", "SELECT count(*) FROM runs", dbname="dagster", user="dagster"))
+        >= runs_before
+    )
     up_at = alone.newest_tick("bundle_schedule")
     wait_for("the schedule goes on", lambda: alone.newest_tick("bundle_schedule") > up_at, 240)
     assert "FAILED" not in alone.pitr("check")
@@ -85,7 +88,9 @@ def test_no_secret_can_be_seen_but_in_the_files_that_hold_it(alone: Stack) -> No
     run_id = alone.launch("daily_base_backups", today())
     alone.container_of(run_id)
     keys = (alone.place / "secrets" / "aws_credentials").read_text()
-    secrets = {name: alone.secret(name) for name in SECRETS} | {"aws": keys.split("aws_secret_access_key = ")[1].strip()}
+    secrets = {name: alone.secret(name) for name in SECRETS} | {
+        "aws": keys.split("aws_secret_access_key = ")[1].strip()
+    }
     seen = []
     for container in alone.engine.containers():
         name = container["Name"]
@@ -110,7 +115,9 @@ def test_no_secret_can_be_seen_but_in_the_files_that_hold_it(alone: Stack) -> No
 
 def test_passwords_are_kept_as_scram_verifiers(alone: Stack) -> None:
     for service in ("order-db", "inventory-db"):
-        kept = alone.psql(service, "SELECT left(rolpassword, 14) FROM pg_authid WHERE rolname IN ('pitr', 'postgres')")
+        kept = alone.psql(
+            service, "SELECT left(rolpassword, 14) FROM pg_authid WHERE rolname IN ('pitr', 'postgres')"
+        )
         assert set(kept.split()) == {"SCRAM-SHA-256$"}
 
 
@@ -186,7 +193,11 @@ def _orders(port: int, password: str) -> int | None:
 
 def _listing(stack: Stack) -> set[str]:
     root = stack.engine.volume("pitr_backup")
-    return {str(path.relative_to(root)) for kind in ("base", "bundles") for path in (root / kind).rglob("[!.]*.json")}
+    return {
+        str(path.relative_to(root))
+        for kind in ("base", "bundles")
+        for path in (root / kind).rglob("[!.]*.json")
+    }
 
 
 def _is_its_own(secret: str, container: str, where: str) -> bool:

@@ -10,7 +10,10 @@ from pathlib import Path
 from pitr_pipelines_tests.docker.stack import CommandFailed, Stack, this_hour, today, wait_for
 
 FILL = "CREATE TABLE IF NOT EXISTS filling AS SELECT 0 AS id, ''::text AS what; "
-ROWS = "INSERT INTO filling SELECT id, (SELECT string_agg(md5(random()::text || id), '') FROM generate_series(1, 8)) "
+ROWS = (
+    "INSERT INTO filling "
+    "SELECT id, (SELECT string_agg(md5(random()::text || id), '') FROM generate_series(1, 8)) "
+)
 
 
 def test_a_run_killed_in_a_base_backup_leaves_none_and_the_next_one_makes_it(alone: Stack) -> None:
@@ -70,8 +73,12 @@ def test_the_database_killed_under_load_loses_nothing_that_it_had_promised(alone
         with contextlib.suppress(CommandFailed):  # the server is killed in the middle of one
             while not over.is_set():
                 number = len(promised) + 1
-                statement = f"INSERT INTO promised VALUES ({number}); INSERT INTO filling SELECT 0, repeat('x', 9000)"
-                alone.engine.docker("exec", name, "psql", "--quiet", "--username", "postgres", "--command", statement)
+                statement = (
+                    f"INSERT INTO promised VALUES ({number}); INSERT INTO filling SELECT 0, repeat('x', 9000)"
+                )
+                alone.engine.docker(
+                    "exec", name, "psql", "--quiet", "--username", "postgres", "--command", statement
+                )
                 promised.append(number)
 
     alone.psql("order-db", FILL)
@@ -102,15 +109,22 @@ def test_a_full_archive_volume_makes_the_server_keep_its_wal_until_there_is_room
     try:
         alone.psql("inventory-db", FILL + ROWS + "FROM generate_series(1, 100000) AS id")
         last = alone.psql("inventory-db", "SELECT pg_walfile_name(pg_switch_wal())")
-        failed = "SELECT failed_count FROM pg_stat_archiver WHERE last_failed_time > coalesce(last_archived_time, '-infinity')"
+        failed = (
+            "SELECT failed_count FROM pg_stat_archiver "
+            "WHERE last_failed_time > coalesce(last_archived_time, '-infinity')"
+        )
         wait_for("archiving fails", lambda: int(alone.psql("inventory-db", failed) or 0) > 0, 120)
-        waiting = alone.psql("inventory-db", "SELECT name FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'")
+        waiting = alone.psql(
+            "inventory-db", "SELECT name FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready'"
+        )
         kept = alone.psql("inventory-db", "SELECT name FROM pg_ls_waldir()").split()
         assert f"{last}.ready" in waiting.split()
         assert {name.removesuffix(".ready") for name in waiting.split()} <= set(kept)
         assert not (archive / last).exists()
         said = _check(alone, "inventory-db")
-        assert any("archiv" in finding and "No space" in alone.compose("logs", "inventory-db") for finding in said)
+        assert any(
+            "archiv" in finding and "No space" in alone.compose("logs", "inventory-db") for finding in said
+        )
     finally:
         ballast.unlink()
 
@@ -133,7 +147,9 @@ def _newest_base(bases: Path) -> str | None:
 
 
 def _growing(bases: Path) -> bool:
-    return any(path.stat().st_size > 1 << 20 for name in _unfinished(bases) for path in name.glob("base.tar*"))
+    return any(
+        path.stat().st_size > 1 << 20 for name in _unfinished(bases) for path in name.glob("base.tar*")
+    )
 
 
 def _unfinished(directory: Path) -> list[Path]:
@@ -155,12 +171,10 @@ def _verified(stack: Stack) -> bool:
 
 
 def _check(stack: Stack, database: str) -> list[str]:
-    """Return what `pitr check` finds wrong; it ends with 4 then, and says so on standard output all the same."""
+    """Return what `pitr check` finds wrong; it ends with an error then, and prints all the same."""
     try:
         said = stack.pitr("check", "--json", database)
     except CommandFailed as error:
         said = str(error)[str(error).index("{") : str(error).rindex("}") + 1]
     found = json.loads(said)[database]
     return [f"{finding['subject']}: {finding['detail']}" for finding in found if not finding["ok"]]
-
-

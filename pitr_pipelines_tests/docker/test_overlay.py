@@ -1,4 +1,4 @@
-"""The compose file over an application that had its databases before: nothing of theirs is lost, and they are backed up."""
+"""The compose file over an application that had its databases before: they lose nothing, and are backed up."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ def test_the_applications_databases_are_backed_up_and_bundled(overlay: Stack) ->
 def test_without_a_word_on_image_and_data_nothing_starts(overlay: Stack) -> None:
     kept = (overlay.place / ".env").read_text()
     try:
-        (overlay.place / ".env").write_text("".join(line for line in kept.splitlines(True) if "ORDER_DB_DATA" not in line))
+        (overlay.place / ".env").write_text(
+            "".join(line for line in kept.splitlines(True) if "ORDER_DB_DATA" not in line)
+        )
         said = ""
         try:
             overlay.compose("config", "--quiet")
