@@ -16,13 +16,14 @@ PYTEST_WORKERS ?= 2
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test soak lint format types bench clean pins
+.PHONY: help env demo test test-docker soak lint format types bench clean pins
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo          two databases backed up and restored by Dagster, with the UI (ONCE=1: end after the story)'
 	@echo 'make env           only the environment, in .venv/'
 	@echo 'make test          unit, property and integration tests on real servers'
+	@echo 'make test-docker   the container stack on a Docker engine of its own (root; docker.io, docker-compose, debootstrap)'
 	@echo 'make soak          restores to random targets of random stories, compared (MINUTES=60 SEED=... MAJORS="15 16 17 18")'
 	@echo 'make lint          ruff (lint and format) and mypy'
 	@echo 'make bench         the benchmarks, against their baselines'
@@ -35,6 +36,10 @@ demo: $(VENV)/.demo $(POSTGRES)
 
 test: $(VENV)/.dev $(POSTGRES)
 	PITR_REQUIRE_MAJORS=$(REQUIRED) $(BIN)/python -m pytest --numprocesses $(PYTEST_WORKERS) --dist worksteal $(PYTEST)
+
+# Builds every image from packages, and leaves nothing running. Fails where the engine cannot start.
+test-docker: $(VENV)/.dev $(VENV)/postgresql/17/.installed
+	PITR_DOCKER=1 $(BIN)/python -m pytest --durations 0 pitr_pipelines_tests/docker $(PYTEST)
 
 soak: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python -m pitr_pipelines_tests.oracle --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(addprefix --major ,$(MAJORS))

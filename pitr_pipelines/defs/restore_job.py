@@ -99,8 +99,8 @@ class WhereTo(dg.Config):
     )
     keep_running: bool | None = Field(
         default=None,
-        description="Leave the restored server running; otherwise stop it when it is done. Default: true, but "
-        "false where `dagster.restored_servers` says stop, because a run's container takes it along.",
+        description="Leave the restored server running; otherwise stop it when it is done. Default: true, "
+        "but false where `dagster.restored_servers` says stop, because a run's container takes it along.",
     )
     at_target: WhatAtTarget = Field(
         default=WhatAtTarget.promote,
@@ -348,7 +348,7 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
 
 
 def _keeps_running(settings: Settings, asked: bool | None) -> bool:
-    """Return whether the restored server is to be left running. Raises BadRequest if it would end with the run."""
+    """Return whether the restored server is to be left running; BadRequest if it would end with the run."""
     may = settings.dagster.restored_servers == "keep"
     if asked and not may:
         raise BadRequest(

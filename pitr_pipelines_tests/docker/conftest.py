@@ -1,4 +1,4 @@
-"""One engine and one set of images for all; one stack at a time, because its volumes and networks have fixed names.
+"""One engine and its images for all; one stack at a time: its volumes and networks have fixed names.
 
 Only collected with PITR_DOCKER=1, which `make test-docker` sets: it needs root, and Debian's engine.
 """

@@ -1,7 +1,7 @@
 """A Docker engine for the tests alone: its own socket, data and process, all of it gone afterwards.
 
-Needs root and Debian's docker.io. Nothing of an engine that the machine may have is touched. Ports are published on
-loopback by docker-proxy, and no firewall rule is set, so a network that is called internal is only so by its routes.
+Needs root and Debian's docker.io. Nothing of an engine that the machine may have is touched. Ports are
+published on loopback by docker-proxy, and no firewall rule is set.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Engine:
         return list(json.loads(self.docker("inspect", *names))) if names else []
 
     def containers(self, *filters: str) -> list[dict[str, Any]]:
-        """Return the containers that match the filters, running or not; those that end meanwhile are left out."""
+        """Return the containers that match the filters, running or not, but for those that end meanwhile."""
         arguments = [word for given in filters for word in ("--filter", given)]
         names = self.docker("ps", "--all", "--quiet", "--no-trunc", *arguments).split()
         found = []

@@ -1,4 +1,4 @@
-"""The images, built from packages because none can be pulled: ours from our Dockerfile, and stand-ins for the others.
+"""The images, built from packages, as none can be pulled: ours by our Dockerfile, stand-ins for the others.
 
 A stand-in has what the compose file relies on in the real image: its users, paths, entry point and options.
 """
@@ -29,7 +29,8 @@ IMAGES: Mapping[str, str] = {
 }
 _MIRROR = "http://deb.debian.org/debian"
 _SUITE = "bookworm"
-_BASE_PACKAGES = "ca-certificates,gosu,libgssapi-krb5-2,libicu72,liblz4-1,libossp-uuid16,libxml2,libzstd1,locales,tzdata,wget"
+_LIBRARIES = "libgssapi-krb5-2,libicu72,liblz4-1,libossp-uuid16,libxml2,libzstd1"
+_BASE_PACKAGES = f"ca-certificates,gosu,{_LIBRARIES},locales,tzdata,wget"
 _PYTHON = (3, 11)
 """Debian 12's, which the stand-in for the Python image has."""
 
@@ -64,7 +65,8 @@ def _debian(engine: Engine, root: Path) -> None:
     (root / "var/cache/apt/archives/partial").mkdir()
     (root / "etc/dpkg/dpkg.cfg.d/unsafe-io").write_text("force-unsafe-io\n")
     # The locale of the official images.
-    _run("chroot", str(root), "localedef", "-i", "en_US", "-c", "-f", "UTF-8", "-A", "/usr/share/locale/locale.alias", "en_US.UTF-8")  # fmt: skip
+    aliases = ("-A", "/usr/share/locale/locale.alias")
+    _run("chroot", str(root), "localedef", "-i", "en_US", "-c", "-f", "UTF-8", *aliases, "en_US.UTF-8")
     packed = root.with_suffix(".tar")
     _run("tar", "-C", str(root), "-cf", str(packed), ".")
     engine.docker("import", str(packed), "debian-stand-in")

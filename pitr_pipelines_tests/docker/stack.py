@@ -1,4 +1,4 @@
-"""A stack of containers, as its user has it: brought up by docker-compose, used through the pages' own API."""
+"""A stack of containers, as its user has it: up by docker-compose, used through the pages' own API."""
 
 from __future__ import annotations
 

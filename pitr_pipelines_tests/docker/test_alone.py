@@ -1,4 +1,4 @@
-"""The compose file by itself: everything a user does with it, and what somebody finds who looks where he should not."""
+"""The compose file by itself: what a user does with it, and what somebody finds who looks around in it."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def _listing(stack: Stack) -> set[str]:
 
 
 def _is_its_own(secret: str, container: str, where: str) -> bool:
-    """The stock image hands its superuser's password to its own server, in the environment of that process."""
+    """The stock image has its superuser's password in the environment of its own server."""
     service = secret.removesuffix("_password").replace("_", "-")
     return where.startswith("environment of") and f"_{service}_" in container
 

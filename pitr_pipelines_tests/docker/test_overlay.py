@@ -1,4 +1,4 @@
-"""The compose file over an application that had its databases before: they lose nothing, and are backed up."""
+"""The compose file over an application that had its databases before: they lose nothing, and get backups."""
 
 from __future__ import annotations
 
