@@ -1,8 +1,8 @@
-"""The compose file, read: its references lead somewhere, its services are as tight as promised, both ways are valid.
+"""The compose file, read: its references lead somewhere, its services are as tight as promised.
 
-docker-compose itself judges the file where it is installed (PITR_REQUIRE_COMPOSE=1 asks for it). Without it, the
-file is held to this of the compose specification: services, volumes, networks, secrets and dependencies that are
-named exist, conditions are ones that it knows, and durations and variables have its form.
+docker-compose itself judges both ways of using it where it is installed (PITR_REQUIRE_COMPOSE=1 asks for it).
+Without it, the file is held to this of the compose specification: services, volumes, networks, secrets and
+dependencies that are named exist, conditions are ones that it knows, and durations and variables have its form.
 """
 
 from __future__ import annotations
