@@ -2,7 +2,7 @@
 
 docker-compose itself judges both ways of using it where it is installed (PITR_REQUIRE_COMPOSE=1 asks for it).
 Without it, the file is held to this of the compose specification: services, volumes, networks, secrets and
-dependencies that are named exist, conditions are ones that it knows, and durations and variables have its form.
+dependencies that are named exist, conditions are known, and durations and variables have its form.
 """
 
 from __future__ import annotations

@@ -245,8 +245,21 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
         )
 
 
+def keeps_running(settings: Settings, asked: bool | None) -> bool:
+    """Return whether the restored server is to be left running; BadRequest if it would end with the run."""
+    may = settings.dagster.restored_servers == "keep"
+    if asked and not may:
+        raise BadRequest(
+            "a restored server cannot be left running here: this run's container ends with the run, and the "
+            "server would with it (`dagster.restored_servers: stop`)",
+            remedy="Launch it again with keep_running: false, then serve what it restored: "
+            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
+        )
+    return may if asked is None else asked
+
+
 def _defaults(settings: Settings) -> dict[str, Any]:
-    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": _keeps_running(settings, None)}
+    where: dict[str, Any] = {"directory": None, "port": None, "keep_running": keeps_running(settings, None)}
     where |= {"at_target": str(AtTarget.PROMOTE)}
     where |= {"tablespaces": {}, "page_checks": True, "amcheck": False}
     what: dict[str, Any] = {"database": next(iter(settings.databases)), "target_time": None}
@@ -309,7 +322,7 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
 
     hour = _chosen_hour(context)
     at_target = where.at_target.value
-    keep_running = _keeps_running(settings, where.keep_running)
+    keep_running = keeps_running(settings, where.keep_running)
     check_keeps_running(at_target, keep_running)
     directory = _absolute(where.directory)
     destination = choose_destination(
@@ -345,19 +358,6 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
     )
     context.add_output_metadata(metadata)
     report.raise_if_damaged()
-
-
-def _keeps_running(settings: Settings, asked: bool | None) -> bool:
-    """Return whether the restored server is to be left running; BadRequest if it would end with the run."""
-    may = settings.dagster.restored_servers == "keep"
-    if asked and not may:
-        raise BadRequest(
-            "a restored server cannot be left running here: this run's container ends with the run, and the "
-            "server would with it (`dagster.restored_servers: stop`)",
-            remedy="Launch it again with keep_running: false, then serve what it restored: "
-            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
-        )
-    return may if asked is None else asked
 
 
 def _absolute(directory: str | None) -> Path | None:

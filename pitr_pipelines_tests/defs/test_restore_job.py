@@ -11,7 +11,7 @@ import dagster as dg
 import pytest
 
 from pitr_pipelines.defs.build import build_definitions
-from pitr_pipelines.defs.restore_job import WhatAtTarget, check_hour, choose_target
+from pitr_pipelines.defs.restore_job import WhatAtTarget, check_hour, choose_target, keeps_running
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.stop import StopAtConsistency, StopAtXid
@@ -24,7 +24,7 @@ from pitr_pipelines.restore.target import (
     XidTarget,
     parse_target,
 )
-from pitr_pipelines.settings import Settings
+from pitr_pipelines.settings import DagsterSettings, Settings
 from pitr_pipelines.wal.hours import Hour
 from pitr_pipelines.wal.lsn import Lsn
 from pitr_pipelines_tests.restore.scenes import MOMENT, plan_by_hand
@@ -149,6 +149,16 @@ def test_the_launchpad_is_filled_in(settings: Settings) -> None:
             },
         }
     }
+
+
+def test_a_server_is_left_running_only_where_its_run_does_not_take_it_along(settings: Settings) -> None:
+    assert keeps_running(settings, None)
+    assert not keeps_running(settings, False)
+    contained = settings.model_copy(update={"dagster": DagsterSettings(restored_servers="stop")})
+    assert not keeps_running(contained, None)
+    with pytest.raises(BadRequest, match="cannot be left running here") as refused:
+        keeps_running(contained, True)
+    assert "docker compose run" in refused.value.remedy
 
 
 def test_other_targets_than_times_can_be_given() -> None:
