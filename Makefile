@@ -16,7 +16,7 @@ PYTEST_WORKERS ?= 2
 MINUTES ?= 60
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-browser soak lint format types bench clean pins
+.PHONY: help env demo test test-browser test-docker soak lint format types bench clean pins
 .DELETE_ON_ERROR:
 
 help:
@@ -24,6 +24,7 @@ help:
 	@echo 'make env           only the environment, in .venv/'
 	@echo 'make test          unit, property and integration tests on real servers'
 	@echo 'make test-browser  the Dagster UI as a user clicks through it, in Chromium; screenshots in .screenshots/'
+	@echo 'make test-docker   the container stack on a Docker engine of its own (root; docker.io, docker-compose, debootstrap)'
 	@echo 'make soak          restores to random targets of random stories, compared (MINUTES=60 SEED=... MAJORS="15 16 17 18")'
 	@echo 'make lint          ruff (lint and format) and mypy'
 	@echo 'make bench         the benchmarks, against their baselines'
@@ -39,6 +40,10 @@ test: $(VENV)/.dev $(POSTGRES)
 
 test-browser: $(VENV)/.browser $(POSTGRES)
 	$(BIN)/python -m pytest pitr_pipelines_tests/browser $(PYTEST)
+
+# Builds every image from packages, and leaves nothing running. Fails where the engine cannot start.
+test-docker: $(VENV)/.dev $(VENV)/postgresql/17/.installed
+	PITR_DOCKER=1 $(BIN)/python -m pytest --durations 0 pitr_pipelines_tests/docker $(PYTEST)
 
 soak: $(VENV)/.dev $(POSTGRES)
 	$(BIN)/python -m pitr_pipelines_tests.oracle --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(addprefix --major ,$(MAJORS))
@@ -113,4 +118,7 @@ pins:
 		--no-annotate --group demo --constraints requirements/dev.txt --output-file requirements/demo.txt
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group browser --constraints requirements/dev.txt --output-file requirements/browser.txt
-	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt requirements/browser.txt requirements/kubernetes.txt
+	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra containers --constraints requirements/dev.txt --output-file requirements/containers.txt \
+		pyproject.toml requirements/build.in
+	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt requirements/browser.txt requirements/kubernetes.txt requirements/containers.txt

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import fcntl
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -61,7 +62,9 @@ def make_directory(path: Path) -> Path:
 
 def temporary_name(path: Path) -> Path:
     """Return the name under which this thread writes `path` before it is whole."""
-    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    # Two containers' first processes have the same number, but not the same host name.
+    who = f"{socket.gethostname()}-{os.getpid()}-{threading.get_native_id()}"
+    return path.with_name(f".{path.name}.{who}.tmp")
 
 
 def replace_durably(temporary: Path, path: Path) -> None:

@@ -20,7 +20,7 @@ PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _INLINE = re.compile(r"`([^`]+)`", re.S)
-FOREIGN_OPTIONS = {"--db-include", "--require-hashes"}
+FOREIGN_OPTIONS = {"--build-arg", "--db-include", "--profile", "--require-hashes", "--volumes"}
 """Of other programs."""
 _MENTION = re.compile(r"\bdocs/[\w/-]+\.(?:md|yaml|json)\b")
 

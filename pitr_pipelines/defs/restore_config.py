@@ -90,7 +90,9 @@ class WhereTo(dg.Config):
         default=None, ge=1, le=65535, description="Port of the restored server. Default: one that is free."
     )
     keep_running: bool | None = Field(
-        default=None, description="false: stop the restored server when it is done. Default: it runs."
+        default=None,
+        description="false: stop the restored server when it is done. Default: it runs, but not where "
+        "`dagster.restored_servers` says stop, because a run's container would take it along.",
     )
     at_target: WhatAtTarget | None = Field(
         default=None,
@@ -111,10 +113,6 @@ class WhereTo(dg.Config):
     amcheck: bool | None = Field(
         default=None, description="true: run pg_amcheck over every database of the restored cluster."
     )
-
-    @property
-    def keeps_running(self) -> bool:
-        return self.keep_running is not False
 
     @property
     def then(self) -> AtTarget:

@@ -181,6 +181,19 @@ def check_hour(plan: Plan, hour: Hour, zone: ZoneInfo) -> None:
         )
 
 
+def keeps_running(settings: Settings, asked: bool | None) -> bool:
+    """Return whether the restored server is to be left running; BadRequest if it would end with the run."""
+    may = settings.dagster.restored_servers == "keep"
+    if asked and not may:
+        raise BadRequest(
+            "a restored server cannot be left running here: this run's container ends with the run, and the "
+            "server would with it (`dagster.restored_servers: stop`)",
+            remedy="Launch it again with keep_running: false, then serve what it restored: "
+            "docker compose run --rm --publish 127.0.0.1:5433:5432 restored",
+        )
+    return may if asked is None else asked
+
+
 def _chosen_hour(context: dg.OpExecutionContext) -> Hour:
     refuse_backfill(
         context,
@@ -242,13 +255,14 @@ def _restore(context: dg.OpExecutionContext, settings: Settings, plan: Plan, whe
     from pitr_pipelines.restore.verification import Verification
 
     hour = _chosen_hour(context)
-    check_keeps_running(where.then, where.keeps_running)
+    keep_running = keeps_running(settings, where.keep_running)
+    check_keeps_running(where.then, keep_running)
     destination = choose_destination(
         settings,
         plan,
         to=_absolute(where.directory),
         port=where.port,
-        keep_running=where.keeps_running,
+        keep_running=keep_running,
         tablespaces=where.tablespaces,
     )
     context.log.info(f"restoring {plan.database} into {destination.directory}, port {destination.port}")
@@ -302,8 +316,10 @@ def _check_where(context: dg.OpExecutionContext, settings: Settings) -> None:
     run_config: Any = context.run_config
     where = run_config.get("ops", {}).get(RUN_STEP, {}).get("config") or {}
     at_target, keep_running = where.get("at_target"), where.get("keep_running")
-    if isinstance(at_target, str) and isinstance(keep_running, bool):
-        check_keeps_running(AtTarget(at_target), keep_running)
+    if keep_running is None or isinstance(keep_running, bool):
+        keep_running = keeps_running(settings, keep_running)
+        if isinstance(at_target, str):
+            check_keeps_running(AtTarget(at_target), keep_running)
     directory, port = where.get("directory"), where.get("port")
     if isinstance(directory, str) and (path := _absolute(directory)) is not None:
         check_directory(settings, path)

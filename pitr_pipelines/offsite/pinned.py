@@ -57,9 +57,11 @@ def pinned(plan: EnvelopePlan, root: Path, directory: Path) -> Iterator[Path]:
 def _link(path: Path, name: Path, file: Artifact) -> None:
     try:
         os.link(path, name)
-    except PermissionError:
-        # A history file belongs to the server's user, and fs.protected_hardlinks keeps others off it.
-        if file.kind in _LARGE:
+    except OSError as error:
+        # A history file belongs to the server's user, and fs.protected_hardlinks keeps others off it; or
+        # the WAL archive is a volume of its own. Such a file is small, and was read for its digest anyhow.
+        elsewhere = isinstance(error, PermissionError) or error.errno == errno.EXDEV
+        if file.kind in _LARGE or not elsewhere:
             raise
         name.write_bytes(path.read_bytes())
 

@@ -13,9 +13,10 @@ import dagster as dg
 import pytest
 from dagster._core.execution.backfill import BulkActionStatus, PartitionBackfill
 
+from pitr_pipelines.dagster_settings import DagsterSettings
 from pitr_pipelines.defs.build import build_definitions
 from pitr_pipelines.defs.restore_config import WhatAtTarget, WhereTo, filled_in, what_to_restore
-from pitr_pipelines.defs.restore_job import check_hour, choose_target
+from pitr_pipelines.defs.restore_job import check_hour, choose_target, keeps_running
 from pitr_pipelines.errors import BadRequest
 from pitr_pipelines.restore.at_target import AtTarget
 from pitr_pipelines.restore.stop import StopAtConsistency, StopAtXid
@@ -228,6 +229,16 @@ def test_a_place_that_cannot_be_is_refused_before_any_backup_is_read(
     where = {"directory": None, "port": None, "keep_running": False, "at_target": "shutdown"}
     refusal = _refusal(_launch(settings, instance, {}, where, partition_key="2026-03-10-13"))
     assert refusal.startswith("there is no base backup of order-db")
+
+
+def test_a_server_is_left_running_only_where_its_run_does_not_take_it_along(settings: Settings) -> None:
+    assert keeps_running(settings, None)
+    assert not keeps_running(settings, False)
+    contained = settings.model_copy(update={"dagster": DagsterSettings(restored_servers="stop")})
+    assert not keeps_running(contained, None)
+    with pytest.raises(BadRequest, match="cannot be left running here") as refused:
+        keeps_running(contained, True)
+    assert "docker compose run" in refused.value.remedy
 
 
 def test_other_targets_than_times_can_be_given() -> None:

@@ -53,15 +53,16 @@ def test_a_file_that_is_not_the_planned_one_any_more_is_noticed_before_anything_
         raise AssertionError("unreachable")
 
 
-def test_small_files_of_another_user_that_may_not_be_linked_are_copied(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("why", [errno.EPERM, errno.EXDEV], ids=["another user's", "another volume's"])
+def test_small_files_that_cannot_be_linked_are_copied(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, why: int
 ) -> None:
     plan = plan_of(layout)
     link = os.link
 
     def refuse_histories(path: Path, name: Path) -> None:
         if path.suffix == ".history":
-            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+            raise OSError(why, os.strerror(why), str(path))
         link(path, name)
 
     monkeypatch.setattr(os, "link", refuse_histories)
