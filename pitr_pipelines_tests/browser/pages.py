@@ -117,9 +117,13 @@ class Launchpad:
         self._page.keyboard.press("Control+a")
         self._page.keyboard.insert_text(text)
 
-    def launch(self) -> RunPage:
+    def launch(self, *, although: str | None = None) -> RunPage:
+        """Launch; `although` is what Dagster warns of, in a dialog that is then confirmed."""
         expect(self.launch_button).to_be_enabled()
         self.launch_button.click()
+        if although is not None:
+            expect(self._page.get_by_role("dialog")).to_contain_text(although)
+            self.ui.button("Confirm").click()
         self._page.wait_for_url(re.compile(r"/runs/[0-9a-f-]{36}"))
         return RunPage(self.ui)
 

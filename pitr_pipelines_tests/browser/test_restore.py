@@ -80,9 +80,9 @@ def test_without_an_hour_it_is_refused(ui: Ui, launchpad: Launchpad) -> None:
     ui.sees('Missing required config entry "ops"')
     expect(launchpad.launch_button).to_be_disabled()
     launchpad.write("ops: {plan_restore: {config: {database: order-db}}}")
-    # With a form that somebody typed, Dagster launches it all the same.
+    # With a form that somebody typed, Dagster only asks whether that is meant.
     _refused(
-        launchpad.launch(),
+        launchpad.launch(although="without a partition specified"),
         "no hour was chosen",
         "Open Jobs, restore, Launchpad, and choose the hour to restore as partition",
         shot="wrong-no-hour",
