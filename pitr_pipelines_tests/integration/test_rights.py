@@ -124,6 +124,24 @@ def test_segments_that_we_cannot_read(
 
 
 @each_pair
+def test_an_archive_to_which_we_cannot_even_pass(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, users: Users
+) -> None:
+    server = server_as(server_factory, users.server)
+    settings = settings_of(server, pitr_settings, users)
+    archive_one(server)
+    above = server.archive.parent
+    above.chmod(0o700 if IS_ROOT else 0o600)
+    trouble = wrong(server, settings, users)["archive"]
+    assert f"cannot pass through {above}, which belongs to uid {above.stat().st_uid}" in trouble.detail
+    if not IS_ROOT:
+        above.chmod(0o700)
+    mend(trouble.remedy)
+    above.chmod(above.stat().st_mode | 0o001)  # the server's user passes, too
+    assert wrong(server, settings, users) == {}
+
+
+@each_pair
 def test_an_archive_that_hands_new_files_to_the_wrong_group(
     server_factory: ServerFactory, pitr_settings: SettingsMaker, users: Users
 ) -> None:
