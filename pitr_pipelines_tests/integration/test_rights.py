@@ -58,7 +58,9 @@ def switch(server: TestServer) -> str:
 
 def archive_one(server: TestServer) -> Path:
     name = switch(server)
-    wait_for(lambda: (server.archive / name).exists(), timeout_s=90, what="the archive")
+    # The file is there before the archiver's own word for it: what a test then takes away, it still needs.
+    said = "SELECT last_archived_wal FROM pg_stat_archiver"
+    wait_for(lambda: server.execute(said)[0][0] == name, timeout_s=90, what="the archiver")
     return server.archive / name
 
 
