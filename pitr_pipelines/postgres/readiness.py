@@ -7,6 +7,7 @@ out; what can be, such as the archive's directory, is still looked at.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -332,10 +333,20 @@ def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | N
     layout = Layout(settings.backup_root)
     archive = layout.wal(name)
     server = server_user(archiver, archive) if archiver is not None else None
+    there = os.path.isdir(archive)  # noqa: PTH112 - false, and no error, where we may not even look
+    script = script_here(layout, settings.database(name))
+    writing = None
+    if server is not None and archiver is not None and there:
+        # Of a user that we conclude from the version alone, success has the last word; and his groups are not
+        # known, so before the first segment a directory that some group may write to is left to prove itself.
+        unproven = archiver.last_archived_at is None and not archive.stat().st_mode & 0o022
+        doubtful = server.certain or archiver.is_failing or unproven
+        writing = archiving_trouble(archive, script, server) if doubtful else None
     reading = reading_trouble(archive, server)
     if reading is not None:
-        yield _trouble("archive", reading)
-    elif archive.is_dir():
+        remedy = reading.remedy if writing is None else "The commands for the server's rights mend this, too."
+        yield Finding("archive", False, reading.what, remedy)
+    elif there:
         yield Finding("archive", True, str(archive))
         yield from _archives_cluster(archive, archiver)
     else:
@@ -347,13 +358,7 @@ def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | N
         if keeping is not None
         else Finding("our rights", True, f"we run as {ourselves()}")
     )
-    script = script_here(layout, settings.database(name))
-    if server is not None and archiver is not None and archive.is_dir():
-        # Of a user that we conclude from the version alone, success has the last word; and his groups are not
-        # known, so before the first segment a directory that some group may write to is left to prove itself.
-        unproven = archiver.last_archived_at is None and not archive.stat().st_mode & 0o022
-        doubtful = server.certain or archiver.is_failing or unproven
-        writing = archiving_trouble(archive, script, server) if doubtful else None
+    if server is not None and there:
         who = show_uid(server.user.uid)
         yield (
             _trouble("server's rights", writing)

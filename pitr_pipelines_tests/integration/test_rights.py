@@ -58,7 +58,9 @@ def switch(server: TestServer) -> str:
 
 def archive_one(server: TestServer) -> Path:
     name = switch(server)
-    wait_for(lambda: (server.archive / name).exists(), timeout_s=90, what="the archive")
+    # The file is there before the archiver's own word for it: what a test then takes away, it still needs.
+    said = "SELECT last_archived_wal FROM pg_stat_archiver"
+    wait_for(lambda: server.execute(said)[0][0] == name, timeout_s=90, what="the archiver")
     return server.archive / name
 
 
@@ -120,6 +122,24 @@ def test_segments_that_we_cannot_read(
     assert f"cannot read {segment}, which belongs to uid {users.server}" in trouble.detail
     assert "so another program wrote it" in trouble.detail
     mend(trouble.remedy)
+    assert wrong(server, settings, users) == {}
+
+
+@each_pair
+def test_an_archive_to_which_we_cannot_even_pass(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, users: Users
+) -> None:
+    server = server_as(server_factory, users.server)
+    settings = settings_of(server, pitr_settings, users)
+    archive_one(server)
+    above = server.archive.parent
+    above.chmod(0o700 if IS_ROOT else 0o600)
+    trouble = wrong(server, settings, users)["archive"]
+    assert f"cannot pass through {above}, which belongs to uid {above.stat().st_uid}" in trouble.detail
+    if not IS_ROOT:
+        above.chmod(0o700)
+    mend(trouble.remedy)
+    above.chmod(above.stat().st_mode | 0o001)  # the server's user passes, too
     assert wrong(server, settings, users) == {}
 
 
