@@ -136,6 +136,11 @@ class TestServer:
         )
         return str(name)
 
+    def running_segment(self) -> str:
+        """Return the segment that is being written: sealing ends it, and nothing that the server does alone."""
+        ((name,),) = self.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
+        return str(name)
+
     def configure(self, settings: Mapping[str, str]) -> None:
         """Append settings to postgresql.conf; they hold from the next start or reload."""
         with (self.cluster.data_directory / "postgresql.conf").open("a") as file:
