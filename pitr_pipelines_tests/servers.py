@@ -137,7 +137,7 @@ class TestServer:
         return str(name)
 
     def running_segment(self) -> str:
-        """Return the segment that is being written: sealing ends it, and nothing that the server does alone."""
+        """Return the segment that is being written: sealing ends it, nothing that the server does alone."""
         ((name,),) = self.execute("SELECT pg_walfile_name(pg_current_wal_insert_lsn())")
         return str(name)
 
