@@ -29,8 +29,8 @@ def base_backup_executor(settings: Settings) -> dg.ExecutorDefinition:
     except ImportError:
         raise SettingsError(
             "dagster.executor: k8s needs the package dagster-k8s, which is not installed here",
-            remedy="Install requirements/kubernetes.txt into the image (docs/kubernetes/README.md), or take "
-            "the setting out: then a run takes the base backups in processes of its own.",
+            remedy="Install what requirements/containers.txt pins, as our image does, or take the setting "
+            "out; then a run takes the base backups in processes of its own.",
         ) from None
     # Without retries: what is missing is asked for again by who looks at the storage. With the run's pod go
     # its steps' pods, so that none works on without anybody who records it.

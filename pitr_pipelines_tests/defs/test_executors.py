@@ -44,7 +44,7 @@ def test_a_missing_package_is_named_with_what_to_install(
     monkeypatch.setitem(sys.modules, "dagster_k8s", None)
     with pytest.raises(SettingsError, match="needs the package dagster-k8s") as caught:
         build_definitions(in_pods(settings))
-    assert "requirements/kubernetes.txt" in caught.value.remedy
+    assert "requirements/containers.txt" in caught.value.remedy
 
 
 def test_nobody_else_loads_a_client_of_kubernetes(settings: Settings, tmp_path: Path) -> None:
