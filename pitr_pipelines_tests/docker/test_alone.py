@@ -41,7 +41,7 @@ def test_what_was_backed_up_by_runs_in_containers_is_restored_and_answers(alone:
             )
             assert rows == 20001
         finally:
-            alone.engine.docker("stop", name)
+            alone.engine.docker("rm", "--force", name)
     finally:
         alone.psql("order-db", "CREATE TABLE IF NOT EXISTS orders (id bigint, what text)", dbname="shop")
 
