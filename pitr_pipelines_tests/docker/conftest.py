@@ -50,13 +50,13 @@ class OneStack:
         return Path(tempfile.mkdtemp(dir=self._engine.directory))
 
     def get(self, project: str, make: Callable[[Engine, OneStack], Stack]) -> Stack:
+        assert project not in self._failed, f"the stack {project} did not come up; see the first failure"
         if self._stack is None or self._stack.project != project:
-            assert project not in self._failed, f"the stack {project} did not come up; see the first failure"
             self.end()
             self._failed.add(project)
             make(self._engine, self)
             self._failed.remove(project)
-        assert self._stack is not None and project not in self._failed, f"{project} did not come up"
+        assert self._stack is not None
         return self._stack
 
     def holds(self, stack: Stack) -> None:
