@@ -101,9 +101,12 @@ pins:
 	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group dev --constraints requirements/base.txt --output-file requirements/dev.txt \
 		pyproject.toml requirements/build.in
+	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
+		--no-annotate --extra kubernetes --constraints requirements/dev.txt --output-file requirements/kubernetes.txt \
+		pyproject.toml requirements/build.in
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --group demo --constraints requirements/dev.txt --output-file requirements/demo.txt
 	uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes --no-emit-index-url --no-header \
 		--no-annotate --extra containers --constraints requirements/dev.txt --output-file requirements/containers.txt \
 		pyproject.toml requirements/build.in
-	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt requirements/containers.txt
+	sed -i "1i # Pinned with hashes; \`make pins\` writes this file from pyproject.toml." requirements/base.txt requirements/dev.txt requirements/demo.txt requirements/containers.txt requirements/kubernetes.txt

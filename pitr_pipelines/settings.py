@@ -230,6 +230,11 @@ class DagsterSettings(_Model):
         description="what becomes of a restored server when its run is done; stop where each run is a "
         "container of its own, with which a server in it would end",
     )
+    executor: Literal["processes", "k8s"] = Field(
+        default="processes",
+        description="how a run takes the base backups of several databases: `processes`, two at a time; "
+        "`k8s`, each in a pod of its own (needs dagster-k8s; docs/kubernetes/)",
+    )
 
 
 class Settings(_Model):

@@ -15,12 +15,12 @@ import pitr_pipelines
 from pitr_pipelines.cli import main
 
 ROOT = Path(pitr_pipelines.__file__).parent.parent
-PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/*.md")])
+PAGES = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")])
 
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.M | re.S)
 _LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 _INLINE = re.compile(r"`([^`]+)`", re.S)
-FOREIGN_OPTIONS = {"--build-arg", "--db-include", "--profile", "--volumes"}
+FOREIGN_OPTIONS = {"--build-arg", "--db-include", "--profile", "--require-hashes", "--volumes"}
 """Of other programs."""
 _MENTION = re.compile(r"\bdocs/[\w/-]+\.(?:md|yaml|json)\b")
 
@@ -157,7 +157,8 @@ def test_every_command_that_the_program_names_can_be_typed() -> None:
 
 def test_the_list_of_pages_names_each() -> None:
     listed = set(_LINK.findall((ROOT / "docs/README.md").read_text()))
-    assert listed == {page.name for page in ROOT.glob("docs/*.md")} - {"README.md"}
+    pages = {str(page.relative_to(ROOT / "docs")) for page in ROOT.glob("docs/**/*.md")}
+    assert listed == pages - {"README.md"}
 
 
 def test_a_command_or_option_that_there_is_not_is_found() -> None:

@@ -27,13 +27,17 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")]
 """A plain file name: whatever a record says, it cannot lead out of its directory."""
 
 
+DatabaseName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,39}$")]
+"""As in the settings: it becomes a directory, and so must not lead elsewhere."""
+
+
 class Record(BaseModel):
     """What every record has: its format and the database it is about."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
-    database: str
+    database: DatabaseName
 
 
 class FileDigest(BaseModel):

@@ -188,7 +188,7 @@ def reading_trouble(archive: Path, server: ServerUser | None = None) -> Trouble 
 
 def keeping_trouble(layout: Layout, database: str) -> Trouble | None:
     """Return which of the directories and locks that we make backups in we cannot write to."""
-    if not layout.root.is_dir():
+    if not os.path.isdir(layout.root):  # noqa: PTH112 - false, and no error, where we may not even look
         return None
     us = ourselves()
     bad: dict[Path, os.stat_result] = {}
@@ -312,10 +312,9 @@ def _mend_ours(root: Path, bad: Iterable[Path], us: User) -> str:
 
 
 def _shut(error: PermissionError, us: User) -> Trouble:
-    path = Path(str(error.filename))
-    while not os.access(path.parent, os.X_OK) and path.parent != path:
-        path = path.parent
-    above = path.parent
+    above = Path(str(error.filename)).parent
+    while not os.access(above.parent, os.X_OK) and above.parent != above:
+        above = above.parent
     return Trouble(
         f"we run as {us}, and cannot pass through {above}, which {_belongs(above.stat())}",
         f"{_AS_ROOT}: chgrp {us.gid} {shlex.quote(str(above))} && chmod g+rx {shlex.quote(str(above))}",

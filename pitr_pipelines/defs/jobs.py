@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import dagster as dg
 from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
+from pitr_pipelines.defs.executors import base_backup_executor
 from pitr_pipelines.defs.names import (
     BASE_BACKUP,
     DAILY_BASE_BACKUPS,
@@ -20,10 +21,6 @@ from pitr_pipelines.defs.names import (
     asset_key,
 )
 from pitr_pipelines.settings import Settings
-
-BASES_AT_ONCE = 2
-"""Base backups that one run takes at the same time. Each is a process, so that a database which
-hangs does not hold up the others; two leave a small machine able to work."""
 
 _AT_MOST_A_DAY = {"dagster/max_runtime": str(24 * 3600)}
 _AT_MOST_SIX_HOURS = {"dagster/max_runtime": str(6 * 3600)}
@@ -49,7 +46,7 @@ def build_jobs(settings: Settings) -> Jobs:
         dg.define_asset_job(
             DAILY_BASE_BACKUPS,
             selection=_only(asset_key(name, BASE_BACKUP) for name in settings.databases),
-            executor_def=dg.multiprocess_executor.configured({"max_concurrent": BASES_AT_ONCE}),
+            executor_def=base_backup_executor(settings),
             tags=NO_RETRIES | _AT_MOST_A_DAY,
             description="Today's base backup of every database.",
         ),

@@ -37,7 +37,7 @@ def remember_histories(layout: Layout, database: str, provide: Callable[[Hour], 
         for place in layout.archives(database)
         for file in archive.scan_archive(place)
         if file.kind is WalFileKind.HISTORY
-        for content in (file.path.read_bytes(),)
+        for content in (archive.read_file(file.path),)
     }
     remembered = {}
     for record in _absent(layout, database):

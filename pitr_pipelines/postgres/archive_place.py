@@ -28,6 +28,7 @@ from pitr_pipelines.catalog.rights import ARCHIVE_MODE as SHARED_MODE
 from pitr_pipelines.errors import ServerNotReady
 from pitr_pipelines.postgres.account import Account, run
 from pitr_pipelines.postgres.prepare_plan import State, Step
+from pitr_pipelines.wal.archive import open_file, read_identity
 from pitr_pipelines.wal.lsn import WalFileKind, classify
 
 IDENTITY_FILE = "system_identifier"
@@ -83,16 +84,16 @@ def archive_owner(archive: Path) -> str | None:
     """Return the system identifier of the cluster that an archive belongs to, None while it has none.
 
     It is in the identity file, else in the header of the WAL that is there (XLogLongPageHeaderData:
-    eight bytes at 24). Raises OSError if it cannot be read.
+    eight bytes at 24). Raises OSError if it cannot be read, ArtifactDamaged if it is no file.
     """
     try:
-        return (archive / IDENTITY_FILE).read_text().strip()
+        return read_identity(archive)
     except FileNotFoundError:
         pass
     if archive.is_dir():
         for path in sorted(archive.iterdir()):
             if classify(path.name) is WalFileKind.SEGMENT:
-                with path.open("rb") as file:
+                with open_file(path) as file:
                     return str(int.from_bytes(file.read(32)[24:], "little"))
     return None
 
@@ -102,7 +103,7 @@ def name_taken(archive: Path, failed: str) -> str | None:
 
     wal-archive.sh takes the same content twice, so the one that is there is another server's.
     """
-    if not (archive / failed).exists():
+    if not os.path.exists(archive / failed):  # noqa: PTH110 - false, and no error, where we may not look
         return None
     return (
         f"{archive / failed} is there already, with other content: a copy of this server with the same "
@@ -157,9 +158,12 @@ def _sharing_step(archive: Path, owner: ServerOwner | None, server_archive: str)
     there = archive.is_dir()
     if owner is None:
         whom, uid = "the server is not on this machine", DEBIAN_UID
-        done = there and archive.stat().st_uid != os.geteuid() and reading_trouble(archive) is None
+        # Either the directory is the server's user's, or its group is one that he is in, too.
+        shared = there and bool(archive.stat().st_mode & stat.S_ISGID) and archive.stat().st_mode & 0o020
+        done = there and reading_trouble(archive) is None
+        done = done and bool(shared or archive.stat().st_uid != os.geteuid())
         more = f" (Debian's images run as uid {DEBIAN_UID}, Alpine's as {ALPINE_UID}); for it, that is "
-        more += server_archive
+        more += f"{server_archive}. Or let its user be in group {os.getegid()}"
     else:
         whom, uid, more = f"the server runs as {owner.name}", owner.uid, ""
         server = server_on_this_machine(owner.uid, owner.gid)

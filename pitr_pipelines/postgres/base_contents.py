@@ -161,7 +161,8 @@ def extract_base(
     destination = DataDirectory(data_directory, tablespaces, account)
     try:
         destination.prepare()
-        _read_tars(tars, manifest, destination, progress, "extract", recorded)
+        _, kept = _read_tars(tars, manifest, destination, progress, "extract", recorded)
+        _check_tablespaces(tars["base"], kept, record)
         destination.link_tablespaces()
     except OSError as error:
         raise PitrError(
@@ -169,6 +170,17 @@ def extract_base(
             remedy=f"The base backup needs {manifest.size_bytes} bytes there, and WAL comes on top; make "
             "room or choose another place, and restore again.",
         ) from error
+
+
+def _check_tablespaces(base: Path, kept: Mapping[str, bytes], record: BaseRecord) -> None:
+    """Check that the tablespaces in the base are those of the record, for which new places were chosen.
+
+    PostgreSQL links each tablespace of the map that it finds to where the map says: into the original's.
+    """
+    with _naming(base):
+        found = set(parse_tablespace_map(kept.get(TABLESPACE_MAP, b"")))
+        if found != {tablespace.oid for tablespace in record.tablespaces}:
+            raise ValueError(f"its {TABLESPACE_MAP} has other tablespaces than the record: {sorted(found)}")
 
 
 def damaged(path: Path, problem: str) -> ArtifactDamaged:
@@ -275,7 +287,7 @@ def _expected(name: str, size_bytes: int, missing: dict[str, ManifestFile]) -> M
     """Take the manifest's entry for a file, and check its size."""
     expected = missing.pop(name, None)
     if expected is None:
-        raise ValueError(f"it holds {name}, which {MANIFEST} does not list, or holds it twice")
+        raise ValueError(f"it holds {name!r}, which {MANIFEST} does not list, or holds it twice")
     if expected.size_bytes != size_bytes:
         raise ValueError(f"{name} in it should have {expected.size_bytes} bytes and has {size_bytes}")
     return expected

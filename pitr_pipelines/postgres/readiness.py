@@ -7,6 +7,7 @@ out; what can be, such as the archive's directory, is still looked at.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Iterator
@@ -28,7 +29,13 @@ from pitr_pipelines.catalog.rights import (
     script_here,
     show_uid,
 )
-from pitr_pipelines.errors import BinariesNotFound, PitrError, ServerUnavailable, SettingsError
+from pitr_pipelines.errors import (
+    ArtifactDamaged,
+    BinariesNotFound,
+    PitrError,
+    ServerUnavailable,
+    SettingsError,
+)
 from pitr_pipelines.postgres.archive_place import IDENTITY_FILE, archive_owner, name_taken
 from pitr_pipelines.postgres.archiver import ArchiverState, read_state, server_user
 from pitr_pipelines.postgres.binaries import SUPPORTED_MAJORS, find_binaries
@@ -326,10 +333,20 @@ def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | N
     layout = Layout(settings.backup_root)
     archive = layout.wal(name)
     server = server_user(archiver, archive) if archiver is not None else None
+    there = os.path.isdir(archive)  # noqa: PTH112 - false, and no error, where we may not even look
+    script = script_here(layout, settings.database(name))
+    writing = None
+    if server is not None and archiver is not None and there:
+        # Of a user that we conclude from the version alone, success has the last word; and his groups are not
+        # known, so before the first segment a directory that some group may write to is left to prove itself.
+        unproven = archiver.last_archived_at is None and not archive.stat().st_mode & 0o022
+        doubtful = server.certain or archiver.is_failing or unproven
+        writing = archiving_trouble(archive, script, server) if doubtful else None
     reading = reading_trouble(archive, server)
     if reading is not None:
-        yield _trouble("archive", reading)
-    elif archive.is_dir():
+        remedy = reading.remedy if writing is None else "The commands for the server's rights mend this, too."
+        yield Finding("archive", False, reading.what, remedy)
+    elif there:
         yield Finding("archive", True, str(archive))
         yield from _archives_cluster(archive, archiver)
     else:
@@ -341,16 +358,16 @@ def _archive_findings(name: str, settings: Settings, archiver: ArchiverState | N
         if keeping is not None
         else Finding("our rights", True, f"we run as {ourselves()}")
     )
-    script = script_here(layout, settings.database(name))
-    if server is not None and archiver is not None and archive.is_dir():
-        # Of a user that we conclude from the version alone, success has the last word.
-        proven = archiver.last_archived_at is not None and not archiver.is_failing
-        writing = archiving_trouble(archive, script, server) if server.certain or not proven else None
+    if server is not None and there:
         who = show_uid(server.user.uid)
         yield (
             _trouble("server's rights", writing)
             if writing is not None
-            else Finding("server's rights", True, f"it runs as {who}" if server.certain else "it archives")
+            else Finding(
+                "server's rights",
+                True,
+                f"it runs as {who}" if server.certain else "nothing speaks against them",
+            )
         )
     forgeable = forgeable_script(script) if script is not None else None
     if forgeable is not None:
@@ -362,7 +379,11 @@ def _trouble(subject: str, trouble: Trouble) -> Finding:
 
 
 def _archives_cluster(archive: Path, archiver: ArchiverState | None) -> Iterator[Finding]:
-    owner = archive_owner(archive)
+    try:
+        owner = archive_owner(archive)
+    except ArtifactDamaged as error:
+        yield Finding("archive's cluster", False, error.what, error.remedy)
+        return
     if archiver is None:
         return
     if owner is None:

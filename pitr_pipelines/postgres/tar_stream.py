@@ -111,6 +111,8 @@ class TarStream(AbstractContextManager["TarStream"]):
                 info = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
             except tarfile.TarError as error:
                 raise ValueError(f"it has a broken tar header ({error})") from None
+            if info.size < 0:
+                raise ValueError(f"it has an entry of a negative size: {info.name!r}")
             member = Member(_safe(info.name), _kind(info), info.size if info.type in _SIZED else 0)
             padding = -member.size_bytes % _BLOCK
             self._content_left = member.size_bytes

@@ -113,7 +113,7 @@ class SegmentFiles:
             name = history_file_name(history.timeline)
             path = self.layout.wal(self.plan.database) / name
             try:
-                content = path.read_bytes()
+                content = archive.read_file(path)
                 if archive.parse_history(name, content, str(path)) != history:
                     content = _history(history).encode()
             except (OSError, ArtifactDamaged):
@@ -140,7 +140,7 @@ class SegmentFiles:
         raw = segment.place.file
         self._check_raw(raw.path)
         temporary = _unfinished(path)
-        with raw.path.open("rb") as source, open(self._create(temporary), "wb", buffering=0) as file:
+        with archive.open_file(raw.path) as source, open(self._create(temporary), "wb", buffering=0) as file:
             _copy(source, file)
         temporary.rename(path)
 
@@ -153,7 +153,7 @@ class SegmentFiles:
                 return content
             case InArchive(file):
                 self._check_raw(file.path)
-                return file.path.read_bytes()
+                return archive.read_file(file.path)
             case InBase(day):
                 return self._from_base(day, str(segment.name))
 
@@ -165,7 +165,7 @@ class SegmentFiles:
                 )
             case InArchive(file):
                 self._check_raw(file.path)
-                with file.path.open("rb") as opened:
+                with archive.open_file(file.path) as opened:
                     return opened.read(BEGINNING_BYTES)
             case InBase(day):
                 return self._from_base(day, str(segment.name))[:BEGINNING_BYTES]

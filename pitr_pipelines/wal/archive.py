@@ -2,11 +2,17 @@
 
 Reading it never changes it. A file that has a temporary or foreign name does not exist for us; a
 segment that is not what its name says is an error that names the file, never a quiet omission.
+
+The directory is the server's user's to write to, so nothing is taken on trust there: no link is
+followed, and what is no regular file is not read.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
+import stat
 import struct
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +29,7 @@ IDENTITY_FILE = "system_identifier"
 """In it, wal-archive.sh keeps the system identifier of the cluster that an archive belongs to."""
 _LONG_HEADER = struct.Struct("=HHIQI4xQII")
 _FLAG_LONG_HEADER = 0x0002
+_IDENTITY_BYTES = 64
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -75,6 +82,38 @@ def scan_archive(directory: Path) -> list[ArchivedFile]:
     return sorted(files, key=lambda file: file.name)
 
 
+def open_file(path: Path) -> io.BufferedReader:
+    """Open a file of an archive for reading.
+
+    Raises ArtifactDamaged if it is a link, or a pipe that would be waited for, or another thing that only
+    has a file's name; OSError like open().
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+            raise _no_file(path) from None
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _no_file(path)
+    return open(descriptor, "rb")
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a file of an archive holds. Raises as `open_file` does."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def _no_file(path: Path) -> ArtifactDamaged:
+    return ArtifactDamaged(
+        f"{path} is no regular file, and it is not read",
+        remedy="wal-archive.sh makes nothing else. Only who can write to that directory can have put it "
+        "there: find out who did, and why, and move it away.",
+    )
+
+
 def parse_header(first_bytes: bytes | bytearray | memoryview, path: Path) -> SegmentHeader:
     """Read a segment's long page header. Raises ArtifactDamaged if there is none."""
     if len(first_bytes) >= LONG_HEADER_BYTES:
@@ -95,7 +134,7 @@ def parse_header(first_bytes: bytes | bytearray | memoryview, path: Path) -> Seg
 
 def read_header(path: Path) -> SegmentHeader:
     """Read the header of a segment file. Raises ArtifactDamaged if it has none."""
-    with path.open("rb") as file:
+    with open_file(path) as file:
         return parse_header(file.read(LONG_HEADER_BYTES), path)
 
 
@@ -105,7 +144,7 @@ def owner(directory: Path, files: Iterable[ArchivedFile]) -> str | None:
     wal-archive.sh keeps it in a file; in an archive that something else filled, the first segment says.
     """
     try:
-        return (directory / IDENTITY_FILE).read_text("ascii").strip()
+        return read_identity(directory)
     except FileNotFoundError:
         pass
     for file in files:
@@ -113,6 +152,12 @@ def owner(directory: Path, files: Iterable[ArchivedFile]) -> str | None:
             with suppress(ArtifactDamaged):
                 return read_header(file.path).system_identifier
     return None
+
+
+def read_identity(directory: Path) -> str:
+    """Return what the identity file of an archive says. Raises FileNotFoundError, ArtifactDamaged."""
+    with open_file(directory / IDENTITY_FILE) as file:
+        return file.read(_IDENTITY_BYTES).decode("ascii", "replace").strip()
 
 
 def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
@@ -136,7 +181,7 @@ def check_segment(header: SegmentHeader, path: Path, size_bytes: int) -> None:
 
 def read_history(path: Path) -> TimelineHistory:
     """Read a timeline history file. Raises ArtifactDamaged if it is not one."""
-    return parse_history(path.name, path.read_bytes(), str(path))
+    return parse_history(path.name, read_file(path), str(path))
 
 
 def parse_history(name: str, content: bytes | memoryview, where: str) -> TimelineHistory:

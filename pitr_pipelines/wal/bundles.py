@@ -73,7 +73,7 @@ class _RawFile:
 
     def pack(self) -> bundle_file.PackedMember:
         file = self.file
-        with file.path.open("rb") as opened:
+        with archive.open_file(file.path) as opened:
             if file.kind in (WalFileKind.SEGMENT, WalFileKind.PARTIAL):
                 self._check(opened.read(archive.LONG_HEADER_BYTES), os.fstat(opened.fileno()).st_size)
                 opened.seek(0)

@@ -42,7 +42,7 @@ def prune_raw(layout: Layout, database: str, *, bundled: Hour, before: datetime)
         if record is None or member is None or member.size_bytes != file.size_bytes:
             continue
         if record.hour not in intact:
-            intact[record.hour] = _is_intact(layout, record)
+            intact[record.hour] = _is_intact(layout, database, record)
         if intact[record.hour] and _has_digest(file, member.sha256):
             file.path.unlink(missing_ok=True)
             removed += 1
@@ -72,17 +72,17 @@ def _holders(layout: Layout, database: str, hours: set[Hour]) -> dict[str, tuple
     return holders
 
 
-def _is_intact(layout: Layout, record: BundleRecord) -> bool:
+def _is_intact(layout: Layout, database: str, record: BundleRecord) -> bool:
     """Tell whether a bundle matches its record; if not, raw files are the only good copy left."""
     if record.file is None:
         return False
     try:
-        bundle_file.verify_file(layout.bundle(record.database, record.hour), record.file)
+        bundle_file.verify_file(layout.bundle(database, record.hour), record.file)
     except ArtifactDamaged:
         return False
     return True
 
 
 def _has_digest(file: ArchivedFile, sha256: str) -> bool:
-    with file.path.open("rb") as opened:
+    with archive.open_file(file.path) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest() == sha256

@@ -66,9 +66,12 @@ def _mtime_ns(entry: tarfile.TarInfo) -> int:
 
 
 def _put(target: Path, content: bytes, mtime_ns: int) -> None:
+    # The server's user owns the directory: created exclusively, the file is no link that was put there.
     temporary = durable.temporary_name(target)
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, flags, durable.FILE_MODE), "wb") as file:
             file.write(content)
             file.flush()
             os.utime(file.fileno(), ns=(mtime_ns, mtime_ns))

@@ -37,7 +37,7 @@ def check_sealed_segment(
     Raises ForeignWal if it does not, and ArtifactDamaged if it is no segment.
     """
     path = directory / str(segment)
-    with path.open("rb") as file:
+    with archive.open_file(path) as file:
         first_bytes = file.read(_LONG_PAGE_HEADER)
         header = archive.parse_header(first_bytes, path)
         (page_size,) = struct.unpack_from("=I", first_bytes, _PAGE_SIZE_AT)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from pitr_pipelines.catalog.layout import Layout
-from pitr_pipelines.errors import PitrError, SettingsError, StorageFailed, storage_failed
+from pitr_pipelines.errors import ArtifactDamaged, PitrError, SettingsError, StorageFailed, storage_failed
 from pitr_pipelines.settings import Settings
 from pitr_pipelines.watch.incidents import DAGSTER, OFFSITE, STORAGE, Findings
 from pitr_pipelines.watch.judge_database import judge_database
@@ -198,6 +198,8 @@ def _look_at_storage(
             stored[name] = look_at_stored(settings, name, now=now)
         except OSError as error:
             unreadable[name] = why_unreadable(settings, name, error)
+        except ArtifactDamaged as error:
+            unreadable[name] = error
     space = None
     try:
         space = look_at_space(root)

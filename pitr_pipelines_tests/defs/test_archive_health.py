@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Iterator
@@ -91,6 +92,25 @@ def test_every_database_is_observed_also_while_the_storage_is_gone_which_is_told
     evaluate(settings, instance)
     assert webhook.take() == []
     assert not settings.backup_root.exists()
+
+
+def test_rights_that_are_wrong_are_told_by_the_sensor_with_the_command_that_mends_them(
+    tmp_path: Path, layout: Layout, instance: dg.DagsterInstance, webhook: Webhook
+) -> None:
+    settings = make_settings(tmp_path, alerts={"to_env": [VARIABLE], "min_free_percent": 0})
+    put_segment(layout, "order-db", 8, NOW)
+    script = layout.archive_script
+    script.parent.mkdir(mode=0o755)
+    script.touch()
+    script.chmod(0o777)
+
+    said = evaluate(settings, instance)[1]
+
+    assert said is not None
+    assert "order-db/rights-wrong" in said
+    text = "".join(str(message) for message in webhook.take())
+    assert f"everybody can change {script}, which belongs to uid {os.geteuid()}" in text
+    assert f"chmod go-w {script}" in text
 
 
 def test_a_hundred_databases_of_which_ten_never_answer_take_seconds(

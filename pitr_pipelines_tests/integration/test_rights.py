@@ -16,6 +16,7 @@ import pytest
 
 from pitr_pipelines.catalog.inventory import read_inventory
 from pitr_pipelines.catalog.layout import Layout
+from pitr_pipelines.postgres import archiver
 from pitr_pipelines.postgres.base_backup import take_base_backup
 from pitr_pipelines.postgres.prepare import prepare
 from pitr_pipelines.postgres.prepare_plan import State
@@ -57,7 +58,9 @@ def switch(server: TestServer) -> str:
 
 def archive_one(server: TestServer) -> Path:
     name = switch(server)
-    wait_for(lambda: (server.archive / name).exists(), timeout_s=90, what="the archive")
+    # The file is there before the archiver's own word for it: what a test then takes away, it still needs.
+    said = "SELECT last_archived_wal FROM pg_stat_archiver"
+    wait_for(lambda: server.execute(said)[0][0] == name, timeout_s=90, what="the archiver")
     return server.archive / name
 
 
@@ -119,6 +122,24 @@ def test_segments_that_we_cannot_read(
     assert f"cannot read {segment}, which belongs to uid {users.server}" in trouble.detail
     assert "so another program wrote it" in trouble.detail
     mend(trouble.remedy)
+    assert wrong(server, settings, users) == {}
+
+
+@each_pair
+def test_an_archive_to_which_we_cannot_even_pass(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, users: Users
+) -> None:
+    server = server_as(server_factory, users.server)
+    settings = settings_of(server, pitr_settings, users)
+    archive_one(server)
+    above = server.archive.parent
+    above.chmod(0o700 if IS_ROOT else 0o600)
+    trouble = wrong(server, settings, users)["archive"]
+    assert f"cannot pass through {above}, which belongs to uid {above.stat().st_uid}" in trouble.detail
+    if not IS_ROOT:
+        above.chmod(0o700)
+    mend(trouble.remedy)
+    above.chmod(above.stat().st_mode | 0o001)  # the server's user passes, too
     assert wrong(server, settings, users) == {}
 
 
@@ -310,3 +331,26 @@ def test_root_who_prepares_a_server_leaves_the_group_that_shares_its_archive(
     status = server.archive.stat()
     assert (status.st_uid, status.st_gid) == (server.cluster.account.uid, group)
     assert stat.S_IMODE(status.st_mode) == 0o2770
+
+
+@each_pair
+def test_a_server_elsewhere_whose_groups_are_not_known_is_not_accused_before_it_failed(
+    server_factory: ServerFactory, pitr_settings: SettingsMaker, users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In compose the server is in our group; all we see of it from here is its version."""
+    monkeypatch.setattr(archiver, "_runs_as", lambda connection, system_identifier: None)
+    server = server_as(server_factory, users.server)
+    settings = settings_of(server, pitr_settings, users)
+    if IS_ROOT:
+        os.chown(server.archive, users.ours, users.ours)
+    server.archive.chmod(0o2770)
+    assert "server's rights" not in wrong(server, settings, users)
+
+    server.archive.chmod(0o2700 if IS_ROOT else 0o2570)
+    if IS_ROOT:
+        trouble = wrong(server, settings, users)["server's rights"]
+        assert "uid 999" in trouble.detail
+        assert "Debian's images run as 999, Alpine's as 70" in str(trouble.remedy)
+    switch(server)
+    wait_for(lambda: archiver_fails(server), timeout_s=60, what="a failure")
+    assert "archiver" in wrong(server, settings, users)
