@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,11 +43,19 @@ class OneStack:
         self._engine = engine
         self._stack: Stack | None = None
         self._mounted: Path | None = None
+        self._failed: set[str] = set()
+
+    def place(self) -> Path:
+        """Return a new directory for a stack's files."""
+        return Path(tempfile.mkdtemp(dir=self._engine.directory))
 
     def get(self, project: str, make: Callable[[Engine, OneStack], Stack]) -> Stack:
+        assert project not in self._failed, f"the stack {project} did not come up; see the first failure"
         if self._stack is None or self._stack.project != project:
             self.end()
+            self._failed.add(project)
             make(self._engine, self)
+            self._failed.remove(project)
         assert self._stack is not None
         return self._stack
 
@@ -95,7 +104,7 @@ def overlay(one_stack: OneStack) -> Stack:
 def _bring_up_alone(engine: Engine, one: OneStack) -> Stack:
     data = {"ORDER_DB_DATA": "order-db-data", "INVENTORY_DB_DATA": "inventory-db-data"}
     env = {name: f"{volume}:/var/lib/postgresql/data" for name, volume in data.items()}
-    stack = Stack(engine, "alone", (BACKUP_FILE,), engine.directory / "alone", env)
+    stack = Stack(engine, "alone", (BACKUP_FILE,), one.place(), env)
     one.holds(stack)
     key = stack.place / "offsite.key"
     stack.write_settings(
@@ -113,7 +122,7 @@ def _bring_up_alone(engine: Engine, one: OneStack) -> Stack:
             },
         }
     )
-    stack.compose("up", "--no-start", "--no-build")
+    stack.compose("up", "--detach", "--no-build", "prepare")  # with it come the volumes
     one.mount_small("pitr_wal_inventory_db")
     stack.up("store")
     # Its call is a test's own.
@@ -128,7 +137,7 @@ def _bring_up_overlay(engine: Engine, one: OneStack) -> Stack:
     data = {"ORDER_DB_DATA": "orders", "INVENTORY_DB_DATA": "inventory"}
     env = {name: f"{volume}:/var/lib/postgresql/data" for name, volume in data.items()}
     env |= {"ORDER_DB_PASSWORD_FILE": "", "INVENTORY_DB_PASSWORD_FILE": ""}
-    stack = Stack(engine, "overlay", (APPLICATION_FILE, BACKUP_FILE), engine.directory / "overlay", env)
+    stack = Stack(engine, "overlay", (APPLICATION_FILE, BACKUP_FILE), one.place(), env)
     one.holds(stack)
     stack.write_settings({})
     stack.compose("up", "--detach", files=[APPLICATION_FILE])

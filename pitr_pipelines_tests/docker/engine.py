@@ -80,6 +80,19 @@ class Engine:
             )
         return out
 
+    def logs(self, name: str) -> str:
+        """Return all that a container has said, on both of its outputs; nothing if it is gone."""
+        done = subprocess.run(
+            [shutil.which("docker", path=self.environment["PATH"]) or "docker", "logs", name],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=self.environment,
+            timeout=60,
+            check=False,
+        )
+        return done.stdout.decode(errors="replace")
+
     def inspect(self, *names: str) -> list[dict[str, Any]]:
         """Return what the engine knows of containers. Raises CommandFailed if one is gone."""
         return list(json.loads(self.docker("inspect", *names))) if names else []

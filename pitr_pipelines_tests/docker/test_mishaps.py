@@ -12,7 +12,7 @@ from pitr_pipelines_tests.docker.stack import CommandFailed, Stack, this_hour, t
 FILL = "CREATE TABLE IF NOT EXISTS filling AS SELECT 0 AS id, ''::text AS what; "
 ROWS = (
     "INSERT INTO filling "
-    "SELECT id, (SELECT string_agg(md5(random()::text || id), '') FROM generate_series(1, 8)) "
+    "SELECT id, (SELECT string_agg(md5(random()::text || id || n), '') FROM generate_series(1, 8) AS n) "
 )
 
 
