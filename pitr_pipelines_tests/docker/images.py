@@ -27,7 +27,6 @@ IMAGES: Mapping[str, str] = {
     "DOCKER_PROXY_IMAGE": "docker-proxy-stand-in",
     "STORE_IMAGE": "store-stand-in",
 }
-_MIRROR = "http://deb.debian.org/debian"
 _SUITE = "bookworm"
 _LIBRARIES = "libgssapi-krb5-2,libicu72,liblz4-1,libossp-uuid16,libxml2,libzstd1"
 _BASE_PACKAGES = f"ca-certificates,gosu,{_LIBRARIES},locales,tzdata,wget"
@@ -58,7 +57,8 @@ def build_images(engine: Engine, work: Path) -> None:
 
 
 def _debian(engine: Engine, root: Path) -> None:
-    _run("debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", _SUITE, str(root), _MIRROR)
+    # From the mirror that debootstrap itself takes for this suite.
+    _run("debootstrap", "--variant=minbase", f"--include={_BASE_PACKAGES}", _SUITE, str(root))
     for waste in ("var/cache/apt/archives", "var/lib/apt/lists", "usr/share/doc", "usr/share/man"):
         shutil.rmtree(root / waste)
         (root / waste).mkdir()
