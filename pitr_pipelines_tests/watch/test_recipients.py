@@ -74,6 +74,8 @@ def test_one_that_cannot_be_reached_keeps_nothing_from_the_others(
     ]
 
     caplog.set_level(logging.DEBUG)
+    # By itself: other libraries, such as Kubernetes' client, turn it down for the whole process.
+    caplog.set_level(logging.DEBUG, logger="urllib3.connectionpool")
     logging.getLogger("apprise").addHandler(caplog.handler)
     try:
         results = send_all(dict.fromkeys(recipients, MESSAGE))
